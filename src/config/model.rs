@@ -1,0 +1,534 @@
+//! What the program runs on: the configuration after every default, rule and reference is resolved.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::Url;
+
+use crate::secret::Secret;
+
+/// The whole of it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// In the file's order, names unique.
+    pub listeners: Vec<Arc<Listener>>,
+    /// The corporate proxy, where there is one.
+    pub outbound_proxy: Option<OutboundProxy>,
+    /// Certificates and roots.
+    pub tls: Tls,
+    /// Where tokens are kept.
+    pub tokens: Tokens,
+    /// Keeps wrong passwords away from the identity provider.
+    pub guard: Guard,
+    /// Bounds.
+    pub limits: Limits,
+    /// Status page, health and metrics.
+    pub admin: Option<Admin>,
+    /// Log output.
+    pub log: Log,
+}
+
+/// What is spoken on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// RFC 3501, 9051.
+    Imap,
+    /// RFC 1939.
+    Pop3,
+    /// RFC 5321, 6409.
+    Smtp,
+    /// Exchange Web Services: SOAP over HTTP.
+    Ews,
+}
+
+impl Protocol {
+    /// As in `proxy.yaml`, logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Imap => "imap",
+            Self::Pop3 => "pop3",
+            Self::Smtp => "smtp",
+            Self::Ews => "ews",
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One entry of `listeners`.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Shown in logs, metrics and on the status page.
+    pub name: String,
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Where it listens; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// What the legacy client speaks.
+    pub tls: FrontTls,
+    /// Where it leads.
+    pub upstream: Upstream,
+    /// Who may connect; empty: everybody who can reach the address.
+    pub allow_from: Vec<IpNet>,
+    /// Clients that cannot sign in at all send as this user; never together with an empty `allow_from`.
+    pub fixed_account: Option<String>,
+    /// SMTP only: the session is closed, between messages, this long before its token expires.
+    pub token_expiry_margin: Duration,
+    /// The accounts as this listener sees them (its own `oauth` merged in), first match wins; the last is
+    /// the `oauth` section itself and matches everybody, unless `accounts` are exclusive.
+    pub accounts: Vec<Arc<Account>>,
+}
+
+impl Listener {
+    /// The account that a user name leads to: the first match.
+    pub fn account(&self, user: &str) -> Option<&Arc<Account>> {
+        self.accounts.iter().find(|account| account.user.matches(user))
+    }
+}
+
+/// TLS towards the mail client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontTls {
+    /// Clear text. Off loopback only with `allow-insecure`.
+    Off,
+    /// Clear text, upgraded by STARTTLS or STLS; a login before it is refused off loopback.
+    StartTls,
+    /// TLS from the first byte.
+    Implicit,
+}
+
+/// Where a listener leads.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Upstream {
+    /// IMAP, POP3, SMTP.
+    Mail(MailServer),
+    /// EWS: scheme and authority; the client's path is kept.
+    Http(Url),
+}
+
+/// A mail server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MailServer {
+    /// DNS name or address: dialled, and checked in the certificate.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// How TLS starts there.
+    pub tls: BackTls,
+}
+
+/// TLS towards upstream: always on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BackTls {
+    /// TLS from the first byte.
+    Implicit,
+    /// STARTTLS or STLS first; never a token without it.
+    StartTls,
+}
+
+/// The settings that a user name leads to.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Which user names lead here.
+    pub user: UserPattern,
+    /// Who it is upstream; `None`: as the client signs in.
+    pub mailbox: Option<String>,
+    /// The same for SMTP, where a shared mailbox sends as its delegate; `None`: as `mailbox`.
+    pub mailbox_smtp: Option<String>,
+    /// How its token is asked for.
+    pub application: Arc<Application>,
+    /// Argon2id hashes (PHC strings) of passwords that we check ourselves; any one opens the mailbox.
+    /// Empty: the identity provider checks.
+    pub password_hashes: Vec<String>,
+}
+
+impl Account {
+    /// The `user=` of XOAUTH2 for this user and protocol.
+    pub fn mailbox_for(&self, user: &str, protocol: Protocol) -> String {
+        let mapped = match protocol {
+            Protocol::Smtp => self.mailbox_smtp.as_deref().or(self.mailbox.as_deref()),
+            Protocol::Imap | Protocol::Pop3 | Protocol::Ews => self.mailbox.as_deref(),
+        };
+        mapped.unwrap_or(user).to_owned()
+    }
+}
+
+/// A glob over user names: `*` stands for any run of characters. Letters of either case are the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserPattern(String);
+
+impl UserPattern {
+    /// Takes the pattern as it stands in `proxy.yaml`.
+    pub fn new(pattern: &str) -> Self {
+        Self(pattern.to_lowercase())
+    }
+
+    /// The pattern in lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this user name leads here.
+    ///
+    /// ```
+    /// use mailkey::config::model::UserPattern;
+    /// assert!(UserPattern::new("*@contoso.com").matches("Alice@Contoso.COM"));
+    /// assert!(!UserPattern::new("*@contoso.com").matches("alice@contoso.com.evil.example"));
+    /// ```
+    pub fn matches(&self, user: &str) -> bool {
+        let user = user.to_lowercase();
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| user.strip_prefix(first)) else { return false };
+        let mut parts: Vec<&str> = parts.collect();
+        let Some(last) = parts.pop() else { return rest.is_empty() };
+        for part in parts {
+            let Some((_, behind)) = rest.split_once(part) else { return false };
+            rest = behind;
+        }
+        rest.ends_with(last)
+    }
+}
+
+/// The Entra application (or that of another provider) and how tokens are asked of it.
+#[derive(Clone, Debug)]
+pub struct Application {
+    /// Where to ask.
+    pub endpoints: Endpoints,
+    /// Application (client) ID.
+    pub client_id: String,
+    /// How the application proves itself; `None` is a public client.
+    pub client_auth: ClientAuth,
+    /// As configured; `None`: the smallest one per protocol is asked for.
+    pub scope: Option<String>,
+    /// Which resource host default scopes are built on: `https://outlook.office.com` in the global cloud.
+    pub resource: String,
+    /// In this order; the next is tried where one cannot be used.
+    pub grants: Vec<Grant>,
+    /// Whether `offline_access` is added where a refresh token serves.
+    pub offline_access: bool,
+    /// XOAUTH2, OAUTHBEARER, or what upstream offers.
+    pub sasl: Sasl,
+}
+
+impl Application {
+    /// The scope to ask for: as configured, else the smallest one for the protocol (Microsoft's page
+    /// "Authenticate an IMAP, POP or SMTP connection using OAuth").
+    pub fn scope_for(&self, protocol: Protocol, grant: Grant) -> String {
+        if let Some(scope) = &self.scope {
+            return scope.clone();
+        }
+        if matches!(grant, Grant::ClientCredentials | Grant::ManagedIdentity) {
+            return "https://outlook.office365.com/.default".to_owned();
+        }
+        let permission = match protocol {
+            Protocol::Imap => "IMAP.AccessAsUser.All",
+            Protocol::Pop3 => "POP.AccessAsUser.All",
+            Protocol::Smtp => "SMTP.Send",
+            Protocol::Ews => "EWS.AccessAsUser.All",
+        };
+        format!("{}/{permission}", self.resource)
+    }
+}
+
+/// The URLs of an identity provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// RFC 6749 §3.2.
+    pub token: Url,
+    /// RFC 6749 §3.1; `None` where the provider has no such grant configured.
+    pub authorize: Option<Url>,
+    /// RFC 8628 §3.1.
+    pub device: Option<Url>,
+    /// The authority and directory, for messages: `https://login.microsoftonline.com/organizations`.
+    pub authority: String,
+    /// A v1 endpoint (21Vianet): `resource=` is sent in place of `scope=`.
+    pub v1_resource: Option<String>,
+}
+
+/// How the application proves itself (RFC 6749 §2.3, RFC 7523).
+#[derive(Clone, Debug)]
+pub enum ClientAuth {
+    /// A public client: it does not.
+    Public,
+    /// `client_secret` in the body.
+    Secret(Secret),
+    /// `private_key_jwt`: certificate and key, both PEM.
+    Certificate {
+        /// The certificate that stands in the application's registration.
+        certificate_file: PathBuf,
+        /// Its key.
+        key_file: PathBuf,
+    },
+    /// A token of another identity provider, read anew at each request (workload identity).
+    FederatedTokenFile(PathBuf),
+}
+
+/// How a token is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Grant {
+    /// Resource Owner Password Credentials (RFC 6749 §4.3).
+    Password,
+    /// RFC 6749 §4.4.
+    ClientCredentials,
+    /// RFC 8628; signed in ahead by `mailkey login`.
+    DeviceCode,
+    /// RFC 6749 §4.1 with PKCE; signed in ahead by `mailkey login`.
+    AuthorizationCode,
+    /// The platform's own endpoint (Azure).
+    ManagedIdentity,
+}
+
+impl Grant {
+    /// As in `proxy.yaml`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Password => "password",
+            Self::ClientCredentials => "client-credentials",
+            Self::DeviceCode => "device-code",
+            Self::AuthorizationCode => "authorization-code",
+            Self::ManagedIdentity => "managed-identity",
+        }
+    }
+
+    /// Whether the identity provider sees, and so checks, the client's password.
+    pub fn checks_password(self) -> bool {
+        matches!(self, Self::Password)
+    }
+}
+
+/// How the token is presented upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sasl {
+    /// Microsoft and Google.
+    Xoauth2,
+    /// RFC 7628.
+    OauthBearer,
+}
+
+/// The corporate proxy.
+#[derive(Clone, Debug)]
+pub struct OutboundProxy {
+    /// `http://`, `https://` or `socks5h://`, host and port; no user name in it.
+    pub url: Url,
+    /// For its own sign-in.
+    pub username: Option<String>,
+    /// For its own sign-in.
+    pub password: Option<Secret>,
+    /// Which of its schemes is used.
+    pub auth: ProxyAuth,
+    /// What goes through it.
+    pub use_for: UseFor,
+    /// What does not.
+    pub no_proxy: Vec<NoProxy>,
+}
+
+impl OutboundProxy {
+    /// Whether a host is reached without the proxy.
+    pub fn bypasses(&self, host: &str) -> bool {
+        self.no_proxy.iter().any(|rule| rule.matches(host))
+    }
+}
+
+/// How we sign in at the outbound proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyAuth {
+    /// What it asks for, the strongest first.
+    Auto,
+    /// Not at all.
+    None,
+    /// RFC 7617.
+    Basic,
+    /// NTLMv2.
+    Ntlm,
+    /// RFC 4559.
+    Negotiate,
+}
+
+/// What goes through the outbound proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UseFor {
+    /// Token requests.
+    pub identity: bool,
+    /// EWS.
+    pub ews: bool,
+    /// IMAP, POP3 and SMTP, by CONNECT or SOCKS.
+    pub mail: bool,
+}
+
+/// One entry of `no-proxy`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoProxy {
+    /// Everything.
+    All,
+    /// This name and every name below it; kept in lower case without a leading dot.
+    Suffix(String),
+    /// Addresses.
+    Net(IpNet),
+}
+
+impl NoProxy {
+    /// Whether the host (a DNS name or a literal address) falls under this rule.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Suffix(suffix) => {
+                let host = host.trim_end_matches('.').to_ascii_lowercase();
+                host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            }
+            Self::Net(net) => host
+                .trim_matches(['[', ']'])
+                .parse()
+                .is_ok_and(|address: std::net::IpAddr| net.contains(&address)),
+        }
+    }
+}
+
+/// Certificates and roots.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// Shown to clients, PEM, leaf first.
+    pub certificate_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// Added to the platform's roots.
+    pub extra_roots_file: Option<PathBuf>,
+    /// The lowest version, both ways.
+    pub minimum_version: TlsVersion,
+    /// Whether the hybrid X25519MLKEM768 is offered first upstream.
+    pub post_quantum: bool,
+}
+
+/// A TLS version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[default]
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+/// Where tokens are kept.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// The store.
+    pub store: Store,
+    /// The key under which the store is encrypted: 32 bytes, as base64, hex or raw.
+    pub key: Option<KeySource>,
+    /// A token with less life than this is renewed before it is handed out.
+    pub refresh_margin: Duration,
+}
+
+/// A token store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In this process only.
+    Memory,
+    /// An encrypted file.
+    File(PathBuf),
+    /// Shared by replicas: `redis://` or `rediss://`.
+    Redis(Url),
+}
+
+/// Where the store's key comes from.
+#[derive(Clone, Debug)]
+pub enum KeySource {
+    /// A file of its own, readable by nobody else.
+    File(PathBuf),
+    /// The value itself (from an environment variable).
+    Value(Secret),
+}
+
+/// Keeps wrong passwords away from the identity provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// How long a definitely wrong password is remembered and answered here.
+    pub wrong_password_hold: Duration,
+    /// Distinct wrong passwords per user within `budget_window` before nothing is asked any more: below
+    /// Entra's smart lock-out (10; 3 in US Government).
+    pub wrong_passwords_per_user: u32,
+    /// See above.
+    pub budget_window: Duration,
+    /// Extra wait after a wrong password, growing per source address up to this.
+    pub tarpit: Duration,
+}
+
+/// Bounds on what strangers can make us do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions at once, all listeners.
+    pub sessions: usize,
+    /// Signed-in sessions at once per user.
+    pub sessions_per_user: usize,
+    /// From accept to the answer to the login.
+    pub login_timeout: Duration,
+    /// No byte either way for this long ends a session.
+    pub idle_timeout: Duration,
+    /// How long a stop waits for sessions to come to an end.
+    pub drain_timeout: Duration,
+    /// Logins that may be refused before the connection is closed.
+    pub refusals_per_session: u8,
+}
+
+/// Status page, health and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Loopback unless told otherwise.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Log output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A level, or a filter in tracing's syntax.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_run_of_characters() {
+        for (pattern, user, matches) in [
+            ("*", "anyone", true),
+            ("scanner", "Scanner", true),
+            ("scanner", "scanner2", false),
+            ("*@a.com", "x@a.com", true),
+            ("*@a.com", "x@b.a.com", false),
+            ("x*y*z", "x1y2z", true),
+            ("x*y*z", "xz", false),
+            ("a*a", "a", false),
+            ("*a*", "bab", true),
+        ] {
+            assert_eq!(UserPattern::new(pattern).matches(user), matches, "{pattern} ~ {user}");
+        }
+    }
+
+    #[test]
+    fn no_proxy_takes_suffixes_and_networks() {
+        let suffix = NoProxy::Suffix("contoso.com".to_owned());
+        assert!(suffix.matches("Contoso.com") && suffix.matches("a.contoso.com."));
+        assert!(!suffix.matches("notcontoso.com"));
+        let net = NoProxy::Net("10.0.0.0/8".parse().unwrap());
+        assert!(net.matches("10.1.2.3") && !net.matches("11.1.2.3") && !net.matches("ten.example"));
+    }
+}

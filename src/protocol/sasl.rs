@@ -1,0 +1,140 @@
+//! The SASL messages that all three dialogues share (RFC 4422): PLAIN and LOGIN from the mail client,
+//! XOAUTH2 and OAUTHBEARER towards upstream.
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use zeroize::Zeroizing;
+
+use super::machine::{SaslMechanism, SignIn};
+use crate::explain::one_line;
+use crate::secret::{Credentials, Encrypted};
+
+/// Standard base64. Missing padding is let through (some clients leave it out); everything else is strict:
+/// no foreign characters, no junk behind the end, no stray bits.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The two questions of AUTH LOGIN, as every client knows them: `Username:` and `Password:` in base64.
+pub const LOGIN_PROMPTS: [&str; 2] = ["VXNlcm5hbWU6", "UGFzc3dvcmQ6"];
+
+/// Decodes one base64 response; `None` where it is broken.
+pub fn decode(response: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    BASE64.decode(response).ok().map(Zeroizing::new)
+}
+
+/// Encodes one message.
+pub fn encode(message: &[u8]) -> String {
+    BASE64.encode(message)
+}
+
+/// Decodes `message = [authzid] NUL authcid NUL passwd` (RFC 4616 §2), still in base64.
+///
+/// The authorization identity must be empty or the same as the authentication identity: we act for nobody
+/// else. `None` where anything of that does not hold.
+pub fn plain(response: &[u8]) -> Option<Credentials> {
+    let message = decode(response)?;
+    let mut parts = message.split(|&b| b == 0);
+    let (acting_as, user, password) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() || !(acting_as.is_empty() || acting_as == user) {
+        return None;
+    }
+    Credentials::decode(user, password).ok()
+}
+
+/// The client's first message of XOAUTH2 or OAUTHBEARER (RFC 7628 §3.1), in base64, never folded.
+///
+/// The proof shows that the socket it goes to is encrypted.
+pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<String> {
+    let token = sign_in.token.for_wire(proof);
+    let mailbox = &sign_in.mailbox;
+    let message = Zeroizing::new(match sign_in.mechanism {
+        SaslMechanism::Xoauth2 => format!("user={mailbox}\u{1}auth=Bearer {token}\u{1}\u{1}"),
+        SaslMechanism::OauthBearer => {
+            let (host, port) = (&sign_in.host, sign_in.port);
+            let user = mailbox.replace('=', "=3D").replace(',', "=2C");
+            format!("n,a={user},\u{1}host={host}\u{1}port={port}\u{1}auth=Bearer {token}\u{1}\u{1}")
+        }
+    });
+    Zeroizing::new(encode(message.as_bytes()))
+}
+
+/// What ends an error challenge: nothing for XOAUTH2, a single `^A` for OAUTHBEARER (RFC 7628 §3.2.3).
+pub fn answer_to_challenge(mechanism: SaslMechanism) -> &'static str {
+    match mechanism {
+        SaslMechanism::Xoauth2 => "",
+        SaslMechanism::OauthBearer => "AQ==",
+    }
+}
+
+/// The mechanism's registered name.
+pub fn name(mechanism: SaslMechanism) -> &'static str {
+    match mechanism {
+        SaslMechanism::Xoauth2 => "XOAUTH2",
+        SaslMechanism::OauthBearer => "OAUTHBEARER",
+    }
+}
+
+/// An upstream's error challenge, made fit for a log: `{"status":"400",…}`.
+pub fn challenge(encoded: &[u8]) -> String {
+    let decoded = decode(encoded).unwrap_or_default();
+    one_line(&String::from_utf8_lossy(&decoded), 500)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::AccessToken;
+
+    fn sign_in(mechanism: SaslMechanism) -> SignIn {
+        SignIn {
+            mailbox: "test@contoso.onmicrosoft.com".to_owned(),
+            token: AccessToken::new("EwBAAl3BAAUFFpUAo7J3Ve0bjLBWZWCclRC3EoAA"),
+            mechanism,
+            client_name: "client.example".to_owned(),
+            host: "outlook.office365.com".to_owned(),
+            port: 993,
+        }
+    }
+
+    /// Microsoft's own example, "Authenticate an IMAP, POP or SMTP connection using OAuth".
+    #[test]
+    fn xoauth2_is_what_microsofts_page_shows() {
+        assert_eq!(
+            *bearer(&sign_in(SaslMechanism::Xoauth2), &Encrypted::pretend()),
+            "dXNlcj10ZXN0QGNvbnRvc28ub25taWNyb3NvZnQuY29tAWF1dGg9QmVhcmVyIEV3QkFBbDNCQUFVRkZwVUFvN0oz\
+             VmUwYmpMQldaV0NjbFJDM0VvQUEBAQ=="
+        );
+    }
+
+    #[test]
+    fn oauthbearer_escapes_the_authorization_identity() {
+        let odd = SignIn { mailbox: "a=b,c".to_owned(), ..sign_in(SaslMechanism::OauthBearer) };
+        let message = decode(bearer(&odd, &Encrypted::pretend()).as_bytes()).unwrap();
+        assert!(
+            message.starts_with(b"n,a=a=3Db=2Cc,\x01host=outlook.office365.com\x01port=993\x01auth=Bearer ")
+        );
+    }
+
+    /// RFC 4616 §4 (the second example has a foreign authorization identity).
+    #[test]
+    fn plain_takes_its_own_identity_only() {
+        let one = plain(encode(b"\0tim\0tanstaaftanstaaf").as_bytes()).unwrap();
+        assert_eq!((one.user.as_str(), one.password.expose()), ("tim", "tanstaaftanstaaf"));
+        assert!(plain(encode(b"Ursel\0Kurt\0xipj3plmq").as_bytes()).is_none());
+        assert!(plain(encode(b"Kurt\0Kurt\0xipj3plmq").as_bytes()).is_some());
+        assert!(plain(encode(b"Kurt\0xipj3plmq").as_bytes()).is_none());
+        assert!(plain(encode(b"\0Kurt\0xipj\0junk").as_bytes()).is_none());
+    }
+
+    #[test]
+    fn base64_is_strict_but_for_its_padding() {
+        assert!(decode(b"AGEAYg").is_some());
+        assert!(decode(b"AGEAYg==").is_some());
+        for broken in [&b"AGEAYg==junk"[..], b"AGE AYg==", b"AGEAYh", b"*", b"AGEAYg=\0"] {
+            assert!(decode(broken).is_none(), "{broken:?}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! SMTP: grammar, front and back.

@@ -1,0 +1,22 @@
+//! Log output by `tracing`: text for people, JSON for machines, to standard error.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Starts logging for the whole process. `RUST_LOG` wins over `level`. Our dependencies stay at `warn`, so
+/// that no library's trace shows what passes through it.
+///
+/// # Errors
+/// A filter that does not parse; logging that is already on.
+pub fn start(level: &str, json: bool) -> Result<(), String> {
+    let filter = EnvFilter::try_new(format!("warn,mailkey={level}")).map_err(|e| e.to_string())?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    if json {
+        registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
+    } else {
+        registry.with(layer.with_ansi(false)).try_init()
+    }
+    .map_err(|e| e.to_string())
+}

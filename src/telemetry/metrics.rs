@@ -1,0 +1,106 @@
+//! Every metric, named once. Labels are bounded: listener names, protocols, codes; never a user name.
+
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Handles to all metrics; cheap to share behind an `Arc`.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Connections accepted, by listener.
+    pub connections: Family<ListenerLabel, Counter>,
+    /// Sessions alive now, by listener.
+    pub sessions: Family<ListenerLabel, Gauge<i64, AtomicI64>>,
+    /// Logins that ended well, by listener and where the token came from.
+    pub logins: Family<LoginLabels, Counter>,
+    /// Logins that were refused, by listener and explanation code.
+    pub refusals: Family<RefusalLabels, Counter>,
+    /// Bytes relayed, by listener and direction.
+    pub relayed: Family<RelayLabels, Counter>,
+    /// Requests to the identity provider, by grant and outcome (`ok` or an explanation code).
+    pub token_requests: Family<TokenLabels, Counter>,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ListenerLabel {
+    /// The listener's name.
+    pub listener: String,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoginLabels {
+    /// The listener's name.
+    pub listener: String,
+    /// `cached`, `fetched`, `shared` or `stale`.
+    pub token: &'static str,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusalLabels {
+    /// The listener's name.
+    pub listener: String,
+    /// The explanation's code.
+    pub code: String,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RelayLabels {
+    /// The listener's name.
+    pub listener: String,
+    /// `up` (towards Office 365) or `down`.
+    pub direction: &'static str,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TokenLabels {
+    /// The grant.
+    pub grant: &'static str,
+    /// `ok` or the explanation's code.
+    pub outcome: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("mailkey"),
+            connections: Family::default(),
+            sessions: Family::default(),
+            logins: Family::default(),
+            refusals: Family::default(),
+            relayed: Family::default(),
+            token_requests: Family::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("connections", "Connections accepted", metrics.connections.clone());
+        registry.register("sessions", "Sessions alive now", metrics.sessions.clone());
+        registry.register("logins", "Logins that ended well", metrics.logins.clone());
+        registry.register("refusals", "Logins that were refused", metrics.refusals.clone());
+        registry.register("relayed_bytes", "Bytes relayed after the login", metrics.relayed.clone());
+        registry.register(
+            "token_requests",
+            "Requests to the identity provider",
+            metrics.token_requests.clone(),
+        );
+        metrics
+    }
+}
+
+impl Metrics {
+    /// All of it in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _: Result<(), std::fmt::Error> = text::encode(&mut out, &self.registry);
+        out
+    }
+}

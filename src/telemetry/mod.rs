@@ -1,0 +1,4 @@
+//! What the program tells about itself: log lines and metrics.
+
+pub mod log;
+pub mod metrics;

@@ -1,0 +1,10 @@
+//! The token broker: credentials in, access token out.
+//!
+//! ```text
+//! credentials ──► guard ──► cache ──► flight ──► grant ──► endpoint ──► Entra ID
+//!                   │ held     │ hit     │ shared                │
+//!                   ▼          ▼         ▼                       ▼
+//!                refusal     token     token                 store (if any)
+//! ```
+
+pub mod request;

@@ -1,0 +1,57 @@
+//! What the broker is asked, and what it answers.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::config::model::{Account, Protocol};
+use crate::secret::{AccessToken, Credentials};
+
+/// One question to the broker.
+#[derive(Clone, Debug)]
+pub struct TokenRequest<'a> {
+    /// The settings that the user name leads to.
+    pub account: &'a Arc<Account>,
+    /// Which protocol wants the token: decides the scope where none is configured.
+    pub protocol: Protocol,
+    /// What the mail client sent.
+    pub credentials: &'a Credentials,
+    /// The answer is worth nothing after this.
+    pub deadline: Instant,
+}
+
+/// A token, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// For upstream.
+    pub token: AccessToken,
+    /// On the monotonic clock.
+    pub expires_at: Instant,
+    /// For the log line and the metrics.
+    pub origin: Origin,
+}
+
+/// Where a token came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// It was there.
+    Cached,
+    /// It was asked for now.
+    Fetched,
+    /// Somebody else's request for the same was under way.
+    Shared,
+    /// It was there, ought to be renewed, and the identity provider does not answer.
+    Stale,
+}
+
+impl Origin {
+    /// For logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cached => "cached",
+            Self::Fetched => "fetched",
+            Self::Shared => "shared",
+            Self::Stale => "stale",
+        }
+    }
+}
