@@ -151,13 +151,19 @@ impl fmt::Debug for AccessToken {
 
 /// Proof that a TLS handshake with a checked host name has been completed on the socket in question.
 ///
-/// Only `upstream/tls.rs` makes one (the house test looks), so that a token cannot reach a plain socket.
+/// Only `upstream/tls.rs` and `upstream/https.rs` make one (the house test looks), so that a token cannot
+/// reach a plain socket.
 #[derive(Debug)]
 pub struct Encrypted(());
 
 impl Encrypted {
     /// To be called right after the handshake, nowhere else.
     pub(crate) fn after_handshake() -> Self {
+        Self(())
+    }
+
+    /// For `upstream/https.rs`, whose pool gives no connection without the handshake.
+    pub(crate) fn by_https_pool() -> Self {
         Self(())
     }
 
