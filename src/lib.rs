@@ -5,6 +5,7 @@ pub mod config;
 pub mod explain;
 pub mod protocol;
 pub mod secret;
+pub mod serve;
 pub mod simulator;
 pub mod stream;
 pub mod telemetry;

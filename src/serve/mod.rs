@@ -1,1 +1,14 @@
-//! serve.
+//! The stations of the pipe between a mail client and upstream.
+//!
+//! `listener` accepts, `session` tells the story of one connection, `drive` carries out what a dialogue
+//! asks for, `relay` moves bytes once both dialogues are through.
+
+pub mod drive;
+pub mod listener;
+pub mod offer;
+pub mod relay;
+pub mod seats;
+pub mod session;
+pub mod station;
+pub mod tls;
+pub mod verdict;

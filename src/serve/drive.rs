@@ -1,0 +1,171 @@
+//! The one driver: does what a sans-I/O dialogue asks for, and nothing else.
+
+use std::io;
+use std::mem;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
+
+use crate::protocol::machine::{Back, BackError, Farewell, Front, Login, Step, Welcome};
+use crate::config::model::MailServer;
+use crate::stream::{BoxIo, OnSide as _, Side, SideError};
+use crate::upstream::connector::Connector;
+use crate::upstream::error::UpstreamError;
+
+/// How much is read at once during a dialogue, in octets.
+const CHUNK: usize = 4096;
+
+/// How a dialogue with the mail client came to its point.
+#[derive(Debug)]
+pub enum Heard {
+    /// It wants to sign in.
+    Login(Login),
+    /// The dialogue is over; goodbye has been said.
+    Closed(Farewell),
+    /// The client hung up without a word.
+    Left,
+}
+
+/// Runs the dialogue with the mail client up to its next point.
+///
+/// # Errors
+/// The client's socket breaks, or its TLS handshake fails.
+pub async fn front(
+    dialogue: &mut dyn Front,
+    io: &mut BoxIo,
+    acceptor: Option<&TlsAcceptor>,
+) -> Result<Heard, SideError> {
+    let mut out = Vec::new();
+    let mut chunk = Zeroizing::new(Vec::new());
+    loop {
+        match dialogue.step() {
+            Step::Write(bytes) => append(&mut out, bytes),
+            Step::Read => {
+                send(io, &mut out).await.on(Side::Front)?;
+                if receive(io, &mut chunk).await.on(Side::Front)? == 0 {
+                    return Ok(Heard::Left);
+                }
+                dialogue.feed(&chunk);
+            }
+            Step::StartTls => {
+                send(io, &mut out).await.on(Side::Front)?;
+                let acceptor = acceptor.ok_or_else(|| io::Error::other("no certificate is configured"));
+                let acceptor = acceptor.on(Side::Front)?;
+                let plain = mem::replace(io, Box::new(tokio::io::empty()));
+                *io = Box::new(acceptor.accept(plain).await.on(Side::Front)?);
+                dialogue.secured();
+            }
+            Step::Done(login) => {
+                send(io, &mut out).await.on(Side::Front)?;
+                return Ok(Heard::Login(login));
+            }
+            Step::Close(farewell) => {
+                send(io, &mut out).await.on(Side::Front)?;
+                // the goodbye is out; a client that is gone already loses nothing by this failing
+                let _: io::Result<()> = io.shutdown().await;
+                return Ok(Heard::Closed(farewell));
+            }
+        }
+    }
+}
+
+/// Sends what the dialogue has to say now, and does nothing else that it asks for.
+///
+/// # Errors
+/// The client's socket breaks.
+pub async fn say(dialogue: &mut dyn Front, io: &mut BoxIo) -> Result<(), SideError> {
+    let mut out = Vec::new();
+    while let Step::Write(bytes) = dialogue.step() {
+        append(&mut out, bytes);
+    }
+    send(io, &mut out).await.on(Side::Front)
+}
+
+/// Hands over what one dialogue had left for the other side.
+///
+/// # Errors
+/// The socket breaks.
+pub async fn pass_on(io: &mut BoxIo, bytes: &[u8]) -> io::Result<()> {
+    if !bytes.is_empty() {
+        io.write_all(bytes).await?;
+        io.flush().await?;
+    }
+    Ok(())
+}
+
+/// Why upstream did not let us in.
+#[derive(Debug)]
+pub enum BackFailure {
+    /// It said so.
+    Said(BackError),
+    /// The way there broke.
+    Broke(UpstreamError),
+}
+
+/// Runs the dialogue with upstream to its end.
+///
+/// # Errors
+/// Upstream refuses, breaks off, or its TLS fails.
+pub async fn back(
+    dialogue: &mut dyn Back,
+    io: &mut BoxIo,
+    connector: &Connector,
+    server: &MailServer,
+) -> Result<Welcome, BackFailure> {
+    let broke = |error: io::Error| {
+        let why = error.to_string();
+        BackFailure::Broke(UpstreamError::Broken { target: format!("{}:{}", server.host, server.port), why })
+    };
+    let mut out = Vec::new();
+    let mut chunk = Zeroizing::new(Vec::new());
+    loop {
+        match dialogue.step() {
+            Step::Write(bytes) => append(&mut out, bytes),
+            Step::Read => {
+                send(io, &mut out).await.map_err(broke)?;
+                if receive(io, &mut chunk).await.map_err(broke)? == 0 {
+                    return Err(broke(io::Error::other("it hung up during the sign-in")));
+                }
+                dialogue.feed(&chunk);
+            }
+            Step::StartTls => {
+                send(io, &mut out).await.map_err(broke)?;
+                let plain = mem::replace(io, Box::new(tokio::io::empty()));
+                let (encrypted, proof) =
+                    connector.encrypt(plain, &server.host, server.port).await.map_err(BackFailure::Broke)?;
+                *io = encrypted;
+                dialogue.secured(proof);
+            }
+            Step::Done(result) => {
+                // after a refusal, upstream is told goodbye where the dialogue has one to say
+                send(io, &mut out).await.map_err(broke)?;
+                return result.map_err(BackFailure::Said);
+            }
+            Step::Close(_) => return Err(broke(io::Error::other("the dialogue was broken off"))),
+        }
+    }
+}
+
+fn append(out: &mut Vec<u8>, bytes: Vec<u8>) {
+    if out.is_empty() {
+        *out = bytes;
+    } else {
+        out.extend_from_slice(&bytes);
+    }
+}
+
+async fn send(io: &mut BoxIo, out: &mut Vec<u8>) -> io::Result<()> {
+    if !out.is_empty() {
+        let bytes = Zeroizing::new(mem::take(out));
+        io.write_all(&bytes).await?;
+        io.flush().await?;
+    }
+    Ok(())
+}
+
+async fn receive(io: &mut BoxIo, chunk: &mut Vec<u8>) -> io::Result<usize> {
+    chunk.clear();
+    chunk.reserve(CHUNK);
+    io.read_buf(chunk).await
+}

@@ -1,0 +1,157 @@
+//! Where the sessions of one listener find everything they need.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::drive::{self, BackFailure};
+use super::relay::{Ending, Watch};
+use super::seats::Seats;
+use super::offer;
+use crate::config::model::{BackTls, FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
+use crate::protocol::imap::back::ImapBack;
+use crate::protocol::imap::front::ImapFront;
+use crate::protocol::machine::{Back, Errand, Front, FrontSettings, Offer};
+use crate::protocol::pop3::back::Pop3Back;
+use crate::protocol::pop3::front::Pop3Front;
+use crate::protocol::smtp::back::SmtpBack;
+use crate::protocol::smtp::boundary::Boundary;
+use crate::protocol::smtp::front::SmtpFront;
+use crate::telemetry::metrics::Metrics;
+use crate::token::request::Tokens;
+use crate::upstream::connector::Connector;
+
+/// How long upstream may take to tell what it offers.
+const LEARN_LIMIT: Duration = Duration::from_secs(30);
+
+/// What all sessions of one mail listener share.
+#[derive(Debug)]
+pub struct Station {
+    /// The listener's settings.
+    pub listener: Arc<Listener>,
+    /// Gives tokens.
+    pub tokens: Arc<dyn Tokens>,
+    /// The way to upstream.
+    pub connector: Arc<Connector>,
+    /// TLS towards the mail client.
+    pub acceptor: Option<TlsAcceptor>,
+    /// Sessions per user, over all listeners.
+    pub seats: Seats,
+    /// Bounds.
+    pub limits: Limits,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// How we call ourselves.
+    pub host_name: String,
+    /// The proxy wants to stop.
+    pub draining: CancellationToken,
+    /// What upstream offers, as far as is known.
+    pub offer: ArcSwap<Offer>,
+}
+
+impl Station {
+    /// What is promised before upstream has told.
+    pub fn first_offer(protocol: Protocol) -> ArcSwap<Offer> {
+        ArcSwap::from_pointee(offer::exchange_online(protocol))
+    }
+
+    /// The mail server behind this listener. EWS has none; its listeners never get a station.
+    pub fn server(&self) -> Option<&MailServer> {
+        match &self.listener.upstream {
+            Upstream::Mail(server) => Some(server),
+            Upstream::Http(_) => None,
+        }
+    }
+
+    /// A dialogue for a mail client that has just come in.
+    pub fn front(&self) -> Box<dyn Front> {
+        let settings = FrontSettings {
+            starttls: self.listener.tls == FrontTls::StartTls && self.acceptor.is_some(),
+            require_tls: self.listener.tls == FrontTls::StartTls && self.is_reachable_from_outside(),
+            offer: self.offer.load_full(),
+            host_name: self.host_name.clone(),
+            max_refusals: self.limits.refusals_per_session,
+        };
+        match self.listener.protocol {
+            Protocol::Imap | Protocol::Ews => Box::new(ImapFront::new(settings)),
+            Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
+            Protocol::Smtp => Box::new(SmtpFront::new(settings)),
+        }
+    }
+
+    /// A dialogue with upstream.
+    pub fn back(&self, server: &MailServer, errand: Errand) -> Box<dyn Back> {
+        match (self.listener.protocol, server.tls) {
+            (Protocol::Imap | Protocol::Ews, BackTls::Implicit) => Box::new(ImapBack::new(errand)),
+            (Protocol::Imap | Protocol::Ews, BackTls::StartTls) => Box::new(ImapBack::with_starttls(errand)),
+            (Protocol::Pop3, BackTls::Implicit) => Box::new(Pop3Back::new(errand)),
+            (Protocol::Pop3, BackTls::StartTls) => Box::new(Pop3Back::with_starttls(errand)),
+            (Protocol::Smtp, BackTls::Implicit) => Box::new(SmtpBack::new(errand)),
+            (Protocol::Smtp, BackTls::StartTls) => Box::new(SmtpBack::with_starttls(errand)),
+        }
+    }
+
+    /// Who knows when a session of this protocol may be ended by us.
+    pub fn watch(&self) -> Option<Box<dyn Watch>> {
+        (self.listener.protocol == Protocol::Smtp).then(|| Box::new(Boundary::default()) as Box<dyn Watch>)
+    }
+
+    /// Asks upstream what it offers. Sends no secret; failing costs nothing but the answer.
+    pub async fn learn(&self) {
+        let Some(server) = self.server() else { return };
+        let errand = Errand::Learn { client_name: self.host_name.clone() };
+        let asked = async {
+            let (mut io, proof) = self.connector.open(server).await.map_err(BackFailure::Broke)?;
+            let mut dialogue = self.back(server, errand);
+            if let Some(proof) = proof {
+                dialogue.secured(proof);
+            }
+            drive::back(&mut *dialogue, &mut io, &self.connector, server).await
+        };
+        match timeout(LEARN_LIMIT, asked).await {
+            Ok(Ok(welcome)) => self.remember(welcome.offer),
+            Ok(Err(failure)) => {
+                let listener = &self.listener.name;
+                tracing::warn!(listener, ?failure, "upstream does not tell what it offers; Exchange Online's list is shown");
+            }
+            Err(_) => tracing::warn!(listener = self.listener.name, "upstream does not answer"),
+        }
+    }
+
+    /// Takes note of what upstream offers.
+    pub fn remember(&self, offer: Option<Offer>) {
+        if let Some(offer) = offer.filter(|offer| **self.offer.load() != *offer) {
+            tracing::debug!(listener = self.listener.name, ?offer, "what upstream offers");
+            self.offer.store(Arc::new(offer));
+        }
+    }
+
+    fn is_reachable_from_outside(&self) -> bool {
+        self.listener.listen.iter().any(|address| !address.ip().is_loopback())
+    }
+}
+
+impl Watch for Boundary {
+    fn up(&mut self, bytes: &[u8]) {
+        self.from_front(bytes);
+    }
+
+    fn down(&mut self, bytes: &[u8]) {
+        self.from_back(bytes);
+    }
+
+    fn may_end(&self) -> bool {
+        self.between_messages()
+    }
+
+    fn farewell(&self, ending: Ending) -> &'static [u8] {
+        match ending {
+            Ending::TokenExpires => b"421 4.7.0 Mailkey closes: the access token expires; connect again\r\n",
+            Ending::Draining => b"421 4.3.2 Mailkey stops; connect again\r\n",
+        }
+    }
+}
