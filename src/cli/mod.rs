@@ -1,1 +1,86 @@
-//! cli.
+//! The command line: one command, one file.
+//!
+//! Exit codes: 0 well, 1 it did not work, 2 the command line or the configuration is wrong.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use self::out::Out;
+
+pub mod check;
+pub mod demo;
+pub mod explain;
+pub mod hash_password;
+pub mod out;
+pub mod run;
+
+/// It did not work.
+pub const FAILED: u8 = 1;
+
+/// The command line or the configuration is wrong.
+pub const MISUSED: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(name = "mailkey", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args, Debug)]
+struct Place {
+    /// The configuration file
+    #[arg(long, short, global = true, env = "MAILKEY_CONFIG", default_value = "proxy.yaml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the listeners of the configuration file (this is the default)
+    Run,
+    /// Check the configuration file: every problem at once, or what would run
+    Check,
+    /// Show the whole thing on this machine alone: a simulated Office 365, the real proxy, a message there and back
+    Demo(demo::DemoArguments),
+    /// Explain an error code or a pasted error text: whose fault, and what to do
+    Explain {
+        /// `AADSTS50126`, or any text that holds an error of Entra ID or Exchange Online
+        #[arg(required = true)]
+        text: Vec<String>,
+    },
+    /// Make a `password-hash` for `accounts` from a password on standard input
+    HashPassword,
+}
+
+/// Runs the command that the arguments name.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut out = Out::standard();
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(told) => {
+            // help and version are no mistakes; clap knows which stream each belongs to
+            drop(told.print());
+            return ExitCode::from(if told.use_stderr() { MISUSED } else { 0 });
+        }
+    };
+    install_crypto();
+    let config = arguments.place.config;
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => run::run(&config, &mut out),
+        Command::Check => check::check(&config, &mut out),
+        Command::Demo(wishes) => demo::demo(&wishes, &mut out),
+        Command::Explain { text } => explain::explain(&text.join(" "), &mut out),
+        Command::HashPassword => hash_password::hash_password(&mut out),
+    }
+}
+
+/// One TLS provider for everything, also for crates that ask for the process's default.
+fn install_crypto() {
+    // a second call finds the same provider in place
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+}

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-use crate::protocol::machine::{Back, BackError, Farewell, Front, Login, Step, Welcome};
 use crate::config::model::MailServer;
+use crate::protocol::machine::{Back, BackError, Farewell, Front, Login, Step, Welcome};
 use crate::stream::{BoxIo, OnSide as _, Side, SideError};
 use crate::upstream::connector::Connector;
 use crate::upstream::error::UpstreamError;
@@ -63,7 +63,7 @@ pub async fn front(
             Step::Close(farewell) => {
                 send(io, &mut out).await.on(Side::Front)?;
                 // the goodbye is out; a client that is gone already loses nothing by this failing
-                let _: io::Result<()> = io.shutdown().await;
+                drop(io.shutdown().await);
                 return Ok(Heard::Closed(farewell));
             }
         }

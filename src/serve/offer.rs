@@ -6,9 +6,18 @@ use crate::protocol::machine::Offer;
 /// What Exchange Online has offered for years; replaced by what upstream says as soon as it has been asked.
 pub fn exchange_online(protocol: Protocol) -> Offer {
     let words: &[&str] = match protocol {
-        Protocol::Imap => {
-            &["IMAP4", "IMAP4rev1", "UIDPLUS", "MOVE", "ID", "UNSELECT", "CHILDREN", "IDLE", "NAMESPACE", "LITERAL+"]
-        }
+        Protocol::Imap => &[
+            "IMAP4",
+            "IMAP4rev1",
+            "UIDPLUS",
+            "MOVE",
+            "ID",
+            "UNSELECT",
+            "CHILDREN",
+            "IDLE",
+            "NAMESPACE",
+            "LITERAL+",
+        ],
         Protocol::Pop3 => &["TOP", "UIDL"],
         Protocol::Smtp => &[
             "SIZE 157286400",

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::ReadBuf;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,9 @@ const TURNS: usize = 16;
 /// How long one direction may go on after the other was closed.
 const LINGER: Duration = Duration::from_secs(30);
 
+/// How long the end of a session may take to be sent.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
+
 /// A session that is to end, and may end at any quiet moment, counts as quiet after this.
 const QUIET: Duration = Duration::from_millis(250);
 
@@ -37,7 +40,7 @@ thread_local! {
 }
 
 /// Looks on, without touching a byte.
-pub trait Watch: Send {
+pub trait Watch: Send + Sync {
     /// Bytes from the mail client.
     fn up(&mut self, bytes: &[u8]);
     /// Bytes from upstream.
@@ -150,7 +153,8 @@ pub async fn relay(front: BoxIo, back: BoxIo, rules: Rules) -> Ended {
             } else if let Some(at) = rules.end_at {
                 wake = wake.min(at);
             }
-            if timer.deadline() != wake {
+            // a later wake-up can wait until the timer fires: bytes must not cost a timer each
+            if timer.is_elapsed() || timer.deadline() > wake {
                 timer.as_mut().reset(wake);
             }
             ready!(timer.as_mut().poll(cx));
@@ -187,7 +191,8 @@ impl Pipe {
             }
         }
         if self.first_closed.is_none() {
-            self.first_closed = [&self.up, &self.down].into_iter().find(|half| half.eof).map(|half| half.from);
+            self.first_closed =
+                [&self.up, &self.down].into_iter().find(|half| half.eof).map(|half| half.from);
         }
         match (self.up.done, self.down.done, self.first_closed) {
             (true, true, Some(side)) => Poll::Ready(How::Closed(side)),
@@ -205,7 +210,6 @@ impl Pipe {
     }
 
     async fn finish(mut self, how: How) -> Ended {
-        use tokio::io::AsyncWriteExt as _;
         let clean = self.watch.as_ref().is_none_or(|watch| watch.may_end());
         let goodbye = async {
             if let How::Ours(ending) = &how {
@@ -215,8 +219,8 @@ impl Pipe {
             self.back.shutdown().await?;
             self.front.shutdown().await
         };
-        // whoever is still there gets a proper end of TLS; whoever is not costs two seconds at most
-        let _: Result<io::Result<()>, _> = tokio::time::timeout(Duration::from_secs(2), goodbye).await;
+        // whoever is still there gets a proper end of TLS; whoever is not costs a moment at most
+        drop(tokio::time::timeout(GOODBYE_LIMIT, goodbye).await);
         Ended { up: self.up.count, down: self.down.count, how, clean }
     }
 }
@@ -258,7 +262,8 @@ impl Half {
                 return Poll::Ready(Ok(()));
             }
             while let Some(waiting) = self.held.get(self.sent..).filter(|waiting| !waiting.is_empty()) {
-                self.sent += ready!(written(Pin::new(&mut *writer).poll_write(cx, waiting))).map_err(|e| (to, e))?;
+                self.sent +=
+                    ready!(written(Pin::new(&mut *writer).poll_write(cx, waiting))).map_err(|e| (to, e))?;
             }
             if !self.held.is_empty() {
                 (self.held, self.sent) = (Vec::new(), 0);
@@ -325,16 +330,16 @@ impl Half {
 
 /// A writer that takes nothing is a writer that is gone.
 fn written(result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-    match result {
-        Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        other => other,
+    if matches!(result, Poll::Ready(Ok(0))) {
+        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
     }
+    result
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncReadExt as _, duplex};
 
     fn rules() -> Rules {
         Rules { idle: Duration::from_secs(60), end_at: None, draining: CancellationToken::new(), watch: None }
@@ -418,8 +423,7 @@ mod tests {
         let (far, mut back) = duplex(100);
         let end_at = Some(clock::now() + Duration::from_secs(10));
         let watch: Option<Box<dyn Watch>> = Some(Box::new(Gate(false)));
-        let relayed =
-            tokio::spawn(relay(Box::new(near), Box::new(far), Rules { end_at, watch, ..rules() }));
+        let relayed = tokio::spawn(relay(Box::new(near), Box::new(far), Rules { end_at, watch, ..rules() }));
         tokio::time::sleep(Duration::from_secs(20)).await;
         assert!(!relayed.is_finished());
         front.write_all(b"the end.").await.unwrap();

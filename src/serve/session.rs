@@ -159,7 +159,7 @@ impl Session {
     async fn goodbye(&self, mut front: Box<dyn Front>, mut io: BoxIo, why: HangUp) {
         front.hang_up(why);
         // a client that takes no goodbye within its limit goes without
-        let _: Result<_, _> = timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io)).await;
+        drop(timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io)).await);
     }
 
     /// Token, connection, XOAUTH2: all of it within twice the login's time limit.
