@@ -1,1 +1,18 @@
-//! All integration tests, in one binary.
+//! All integration tests, in one binary: test names are sentences.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::missing_docs_in_private_items,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on ends, and the clock is its own"
+)]
+
+mod clients;
+mod command_line;
+mod hostile;
+mod house;
+mod passwords;
+mod stage;

@@ -1,0 +1,129 @@
+//! The house rules that no compiler checks, read off the source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut found);
+    assert!(found.len() > 30, "the sources are not where they are looked for");
+    found
+}
+
+/// `src/serve/relay.rs` → `serve`.
+fn module(path: &Path) -> String {
+    let inside = path.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
+    inside.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+/// The code of a file without its tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap()
+}
+
+#[test]
+fn every_file_says_in_its_first_line_what_it_is_for() {
+    for (path, text) in sources() {
+        assert!(text.starts_with("//! "), "{}", path.display());
+    }
+}
+
+#[test]
+fn modules_use_only_what_the_map_allows() {
+    let allowed: &[(&str, &[&str])] = &[
+        ("secret", &[]),
+        ("explain", &[]),
+        ("clock", &[]),
+        ("stream", &[]),
+        ("telemetry", &[]),
+        ("simulator", &[]),
+        ("protocol", &["secret", "explain"]),
+        ("config", &["secret", "explain"]),
+        ("token", &["config", "secret", "explain", "clock", "telemetry"]),
+        ("upstream", &["config", "secret", "explain", "clock", "stream", "telemetry"]),
+        ("serve", &["protocol", "token", "upstream", "config", "secret", "explain", "clock", "stream", "telemetry"]),
+        ("ews", &["token", "upstream", "config", "secret", "explain", "clock", "stream", "telemetry"]),
+        ("admin", &["token", "config", "clock", "stream", "telemetry"]),
+        ("app", &["serve", "ews", "admin", "token", "upstream", "config", "telemetry", "clock", "explain", "stream"]),
+        ("cli", &["app", "simulator", "token", "upstream", "config", "explain", "secret", "telemetry", "clock"]),
+        ("lib", &[]),
+        ("main", &[]),
+    ];
+    for (path, text) in sources() {
+        let own = module(&path);
+        let (_, may_use) = allowed
+            .iter()
+            .find(|(name, _)| *name == own)
+            .unwrap_or_else(|| panic!("{}: no rule for this module", path.display()));
+        for line in without_tests(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for used in line.split("crate::").skip(1) {
+                let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if used.is_empty() || used == own {
+                    continue;
+                }
+                assert!(may_use.contains(&used.as_str()), "{}: {own} may not use {used}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_tls_files_prove_that_a_socket_is_encrypted() {
+    for (path, text) in sources() {
+        let minted = ["after_handshake()", "by_https_pool()"].iter().any(|call| {
+            without_tests(&text).lines().any(|line| line.contains(call) && !line.contains("fn "))
+        });
+        let may = path.ends_with("upstream/tls.rs") || path.ends_with("upstream/https.rs");
+        assert!(!minted || may, "{}", path.display());
+        assert!(!without_tests(&text).contains("Encrypted::pretend"), "{}", path.display());
+    }
+}
+
+#[test]
+fn dialogues_know_neither_sockets_nor_clocks_nor_logs() {
+    for (path, text) in sources() {
+        if matches!(module(&path).as_str(), "protocol" | "config" | "secret" | "explain") {
+            for banned in ["tokio", "tracing", "Instant", "SystemTime", "std::net::Tcp"] {
+                let found = without_tests(&text)
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with("//"))
+                    .any(|line| line.contains(banned));
+                assert!(!found, "{} uses {banned}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn no_type_is_called_client_or_server() {
+    for (path, text) in sources() {
+        if matches!(module(&path).as_str(), "protocol" | "serve") {
+            for line in text.lines() {
+                let declared = ["struct ", "enum ", "trait "].iter().find_map(|kind| line.split_once(kind));
+                let Some((before, name)) = declared else { continue };
+                if before.trim().is_empty() || before.trim() == "pub" {
+                    assert!(!name.starts_with("Client") && !name.starts_with("Server"), "{}: {line}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_file_names_the_machine_it_was_written_on() {
+    for (path, text) in sources() {
+        for banned in ["/work/", "/root/", "/home/"] {
+            assert!(!text.contains(banned), "{} names {banned}", path.display());
+        }
+    }
+}

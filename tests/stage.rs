@@ -1,0 +1,213 @@
+//! The stage for whole-proxy tests: the simulator, the real proxy in front of it, and real clients as processes.
+
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use mailkey::app::App;
+use mailkey::config;
+use mailkey::simulator::{PUBLIC_CLIENT_ID, Settings, Simulator};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// How long a client process or an answer may take: generous, two cores are shared by all tests.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What differs from the usual configuration.
+#[derive(Default)]
+pub struct Plan {
+    /// Of the simulator.
+    pub settings: Settings,
+    /// Replaces the usual keys of the `oauth` section, in flow style, without `tenant-authority`.
+    pub oauth: Option<String>,
+    /// Whole top-level sections, appended.
+    pub sections: String,
+}
+
+/// A running simulator and a running proxy.
+pub struct Stage {
+    pub office: Simulator,
+    pub app: App,
+    pub folder: TempDir,
+}
+
+impl Stage {
+    pub async fn usual() -> Self {
+        Self::planned(Plan::default()).await
+    }
+
+    pub async fn planned(plan: Plan) -> Self {
+        // the second call finds the provider in place
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let office = Simulator::start(plan.settings).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        write_certificate(folder.path());
+        std::fs::write(folder.path().join("office-ca.pem"), office.ca_pem()).unwrap();
+        let oauth = plan.oauth.unwrap_or_else(|| {
+            format!("client-id: {PUBLIC_CLIENT_ID}, scope: 'https://outlook.office.com/.default'")
+        });
+        let text = configuration(&office, &oauth, &plan.sections);
+        let path = folder.path().join("proxy.yaml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
+        let app = App::start(loaded.config).await.unwrap();
+        Self { office, app, folder }
+    }
+
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        self.app.addresses().iter().find(|(name, _)| name == listener).unwrap().1
+    }
+
+    pub fn port(&self, listener: &str) -> String {
+        self.address(listener).port().to_string()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A raw connection to a listener.
+    pub async fn wire(&self, listener: &str) -> Wire {
+        Wire(BufReader::new(TcpStream::connect(self.address(listener)).await.unwrap()))
+    }
+}
+
+fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
+    let authority = office.authority_url();
+    let mut listeners = String::new();
+    for (protocol, upstream, upstream_tls) in [
+        ("imap", office.imap().port(), "implicit"),
+        ("pop3", office.pop3().port(), "implicit"),
+        ("smtp", office.smtp().port(), "starttls"),
+    ] {
+        for (suffix, tls) in [("", "off"), ("-starttls", "starttls"), ("-tls", "implicit")] {
+            listeners += &format!(
+                "  - {{name: {protocol}{suffix}, protocol: {protocol}, listen: '127.0.0.1:0', tls: {tls}, \
+                 upstream: 'localhost:{upstream}', upstream-tls: {upstream_tls}}}\n"
+            );
+        }
+    }
+    for (name, protocol, upstream) in
+        [("imap-up-starttls", "imap", office.imap_starttls()), ("pop3-up-starttls", "pop3", office.pop3_starttls())]
+    {
+        listeners += &format!(
+            "  - {{name: {name}, protocol: {protocol}, listen: '127.0.0.1:0', \
+             upstream: 'localhost:{}', upstream-tls: starttls}}\n",
+            upstream.port()
+        );
+    }
+    let ews = office.ews().port();
+    for (name, tls) in [("ews", "off"), ("ews-tls", "implicit")] {
+        listeners += &format!(
+            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, upstream: 'https://localhost:{ews}/'}}\n"
+        );
+    }
+    format!(
+        "oauth: {{tenant-authority: '{authority}', directory-id: organizations, {oauth}}}\n\
+         listeners:\n{listeners}\
+         tls: {{certificate-file: server.pem, key-file: server.key, extra-roots-file: office-ca.pem}}\n\
+         admin: {{listen: '127.0.0.1:0'}}\n{sections}"
+    )
+}
+
+/// A self-signed certificate for the proxy's own listeners.
+fn write_certificate(folder: &Path) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(folder.join("server.pem"), made.cert.pem()).unwrap();
+    let key = folder.join("server.key");
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+/// What a client process said, and how it ended.
+#[derive(Debug)]
+pub struct Told {
+    pub code: Option<i32>,
+    pub out: Vec<u8>,
+    pub err: String,
+}
+
+impl Told {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).into_owned()
+    }
+}
+
+/// Runs a program to its end; a program that is not there is a failed test, never a skipped one.
+pub async fn run<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>, input: &[u8]) -> Told {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|error| panic!("`{program}` cannot be run ({error}): tests/run installs it"));
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let fed = tokio::spawn(async move {
+        // a client that does not read all of it says so by its exit code
+        drop(stdin.write_all(&input).await);
+    });
+    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("the client hangs").unwrap();
+    fed.await.unwrap();
+    Told {
+        code: output.status.code(),
+        out: output.stdout,
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A raw connection: lines out, lines in.
+pub struct Wire(pub BufReader<TcpStream>);
+
+impl Wire {
+    pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// The next line without its end; `None`: the proxy closed.
+    pub async fn line(&mut self) -> Option<String> {
+        let mut line = Vec::new();
+        match timeout(PATIENCE, self.0.read_until(b'\n', &mut line)).await.expect("the proxy is silent") {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(String::from_utf8_lossy(&line).trim_end().to_owned()),
+        }
+    }
+
+    /// Reads lines up to one that begins so; that line. Panics where the proxy closes before it.
+    pub async fn until(&mut self, start: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            match self.line().await {
+                Some(line) if line.starts_with(start) => return line,
+                Some(line) => seen.push(line),
+                None => panic!("closed before `{start}`, after {seen:#?}"),
+            }
+        }
+    }
+
+    /// Says a line, and gives the first answer that begins so.
+    pub async fn ask(&mut self, line: &str, start: &str) -> String {
+        self.say(format!("{line}\r\n")).await;
+        self.until(start).await
+    }
+
+    /// Reads to the end of the connection.
+    pub async fn rest(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.line().await {
+            lines.push(line);
+        }
+        lines
+    }
+}
