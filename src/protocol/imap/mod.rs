@@ -1,1 +1,4 @@
 //! IMAP: grammar, front and back.
+
+pub mod grammar;
+
