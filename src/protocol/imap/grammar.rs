@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 pub const MAX_TAG: usize = 126;
 
 /// What a mail client may ask for before a login.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))] // it may hold a password
 pub enum Command {
     /// `CAPABILITY`
     Capability,
@@ -42,7 +43,8 @@ pub enum Command {
 }
 
 /// The first line of `LOGIN`: it ends at the first literal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))] // it may hold a password
 pub enum LoginLine {
     /// Both arguments stand in it.
     Whole {
@@ -63,7 +65,8 @@ pub enum LoginLine {
 }
 
 /// What stands behind a user name that came as a literal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))] // it may hold a password
 pub enum PasswordArgument {
     /// The password itself.
     Given(Zeroizing<Vec<u8>>),
@@ -103,7 +106,7 @@ pub fn command(after_tag: &[u8]) -> IResult<&[u8], Command> {
 
 /// `login = "LOGIN" SP userid SP password` with `userid = astring`, `password = astring` (RFC 3501 §9).
 fn login(arguments: &[u8]) -> IResult<&[u8], LoginLine> {
-    let (after_blanks, _) = blanks(arguments)?;
+    let (after_blanks, ()) = blanks(arguments)?;
     if let Ok((nothing, literal)) = announcement(after_blanks) {
         return Ok((nothing, LoginLine::UserFollows(literal)));
     }
@@ -194,9 +197,7 @@ fn starts_no_string(word: &[u8]) -> bool {
 
 fn announces_more(password: &[u8]) -> bool {
     let after_blank = password.iter().rposition(|&b| b == b' ').and_then(|blank| password.get(blank + 1..));
-    after_blank
-        .and_then(|word| announcement(word).ok())
-        .is_some_and(|(_, literal)| !literal.synchronising)
+    after_blank.and_then(|word| announcement(word).ok()).is_some_and(|(_, literal)| !literal.synchronising)
 }
 
 /// `"AUTHENTICATE" SP auth-type [SP (base64 / "=")]` (RFC 4959 §7).
@@ -323,8 +324,12 @@ fn own(octets: &[u8]) -> Zeroizing<Vec<u8>> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "what `parse` gives")]
     fn whole(user: &str, password: &str) -> Option<Command> {
-        Some(Command::Login(LoginLine::Whole { user: own(user.as_bytes()), password: own(password.as_bytes()) }))
+        Some(Command::Login(LoginLine::Whole {
+            user: own(user.as_bytes()),
+            password: own(password.as_bytes()),
+        }))
     }
 
     fn parse(line: &str) -> Option<Command> {
@@ -387,7 +392,10 @@ mod tests {
         assert_eq!(parse("a LOGIN {5}"), Some(Command::Login(LoginLine::UserFollows(literal(5, true)))));
         assert_eq!(
             parse("a LOGIN \"alice\" {0+}"),
-            Some(Command::Login(LoginLine::PasswordFollows { user: own(b"alice"), literal: literal(0, false) }))
+            Some(Command::Login(LoginLine::PasswordFollows {
+                user: own(b"alice"),
+                literal: literal(0, false)
+            }))
         );
         assert_eq!(announcement(b"{99999999999999999999}").unwrap().1.octets, u32::MAX);
         assert_eq!(announced_at_end(b"a APPEND x (\\Seen) {12+}"), Some(literal(12, false)));
