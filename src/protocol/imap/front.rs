@@ -150,10 +150,11 @@ impl Front for ImapFront {
 
     fn refuse(&mut self, why: &Refusal) {
         let state = mem::take(&mut self.state);
-        self.state = match state {
-            State::Asking { tag, .. } => self.turn_away(&tag, why),
-            _ => state,
+        let State::Asking { tag, .. } = state else {
+            self.state = state;
+            return;
         };
+        self.state = self.turn_away(&tag, why);
     }
 
     fn hang_up(&mut self, why: HangUp) {
