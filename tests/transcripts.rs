@@ -19,7 +19,7 @@ use mailkey::secret::{AccessToken, Encrypted};
 
 /// Every directory of transcripts. One that is missing here, or empty, fails.
 const DIRECTORIES: &[&str] = &[
-    // "imap/back",
+    "imap/back",
     "imap/front",
     // "pop3/back", "pop3/front", "smtp/back", "smtp/front"
 ];
@@ -84,6 +84,36 @@ fn every_directory_of_transcripts_is_replayed() {
         found.iter().map(|path| path.strip_prefix(root()).unwrap().to_string_lossy().into_owned()).collect();
     found.sort();
     assert_eq!(found, DIRECTORIES);
+}
+
+/// The interop traps of IMAP logins, by number, each with the side that has to get it right. Trap 12, IDLE for
+/// half an hour, begins where the dialogue ends.
+#[test]
+fn every_trap_of_imap_has_its_transcript() {
+    let traps = [
+        (1, "front"),
+        (2, "front"),
+        (3, "front"),
+        (4, "front"),
+        (5, "front"),
+        (6, "front"),
+        (7, "front"),
+        (8, "front"),
+        (8, "back"),
+        (9, "back"),
+        (10, "back"),
+        (11, "back"),
+        (13, "front"),
+        (14, "front"),
+        (14, "back"),
+        (15, "front"),
+    ];
+    for (number, side) in traps {
+        let start = format!("trap-{number:02}-");
+        let names = transcripts(&format!("imap/{side}"));
+        let has_it = names.iter().any(|path| path.file_name().unwrap().to_string_lossy().starts_with(&start));
+        assert!(has_it, "no transcript `{start}…` in imap/{side}");
+    }
 }
 
 /// The runner itself: what it replays would not help if it could not fail.

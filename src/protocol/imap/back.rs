@@ -76,7 +76,7 @@ struct Exchange {
     /// How the token stands with upstream.
     token: TokenIs,
     challenges: u8,
-    /// The error challenge, decoded.
+    /// The error challenge, decoded; it may be empty.
     error: Option<String>,
     offer: Option<Offer>,
 }
@@ -347,6 +347,8 @@ impl Exchange {
     /// What the tagged answer means.
     fn judge(self, answer: &[u8]) -> Outcome {
         let reply = self.without_token(shown(answer));
+        let was_told_of_an_error = self.error.is_some();
+        let challenge = self.error.filter(|error| !error.is_empty());
         match grammar::status(answer) {
             Ok((_, (Status::Ok, code))) => {
                 let offer = grammar::capabilities(code).map(|(_, list)| offer(list)).ok().or(self.offer);
@@ -355,11 +357,9 @@ impl Exchange {
             Ok((_, (Status::No | Status::Bad, code))) if asks_for_patience(code, answer) => {
                 Err(BackError::TryLater { reply })
             }
-            Ok((_, (Status::No, _))) => Err(BackError::Refused { reply, challenge: self.error }),
-            // The answer to a challenge that was answered: some call it cancelled.
-            Ok((_, (Status::Bad, _))) if self.error.is_some() => {
-                Err(BackError::Refused { reply, challenge: self.error })
-            }
+            Ok((_, (Status::No, _))) => Err(BackError::Refused { reply, challenge }),
+            // Some call the exchange cancelled, once their error challenge is answered.
+            Ok((_, (Status::Bad, _))) if was_told_of_an_error => Err(BackError::Refused { reply, challenge }),
             _ => Err(BackError::Unexpected { expected: "OK or NO to AUTHENTICATE", got: reply }),
         }
     }
@@ -418,4 +418,111 @@ fn asks_for_patience(code: &[u8], answer: &[u8]) -> bool {
 
 fn shown(line: &[u8]) -> String {
     one_line(&String::from_utf8_lossy(line), MAX_SHOWN)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::machine::SaslMechanism;
+    use crate::secret::AccessToken;
+
+    const TOKEN: &str = "eyJ0eXAi.token.of-no-one";
+
+    fn sign_in() -> Errand {
+        Errand::SignIn(SignIn {
+            mailbox: "alice@example.com".to_owned(),
+            token: AccessToken::new(TOKEN),
+            mechanism: SaslMechanism::Xoauth2,
+            client_name: "client.example".to_owned(),
+            host: "outlook.office365.com".to_owned(),
+            port: 993,
+        })
+    }
+
+    /// What upstream may say, in any order and with anything between.
+    fn chatter() -> impl Strategy<Value = Vec<u8>> {
+        let phrase = prop_oneof![
+            Just(b"* OK ready\r\n".to_vec()),
+            Just(b"* OK [CAPABILITY IMAP4rev1 AUTH=XOAUTH2] ready\r\n".to_vec()),
+            Just(b"* PREAUTH ready\r\n".to_vec()),
+            Just(b"* BYE\r\n".to_vec()),
+            Just(b"* CAPABILITY IMAP4rev1 IDLE\r\n".to_vec()),
+            Just(b"+ \r\n".to_vec()),
+            Just(b"+ e30=\r\n".to_vec()),
+            Just(b"A0 OK begin\r\n".to_vec()),
+            Just(b"A1 OK [CAPABILITY IDLE] done\r\n".to_vec()),
+            Just(b"A1 NO [UNAVAILABLE] later\r\n".to_vec()),
+            Just(b"A1 BAD\r\n".to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..20),
+        ];
+        proptest::collection::vec(phrase, 0..8).prop_map(|phrases| phrases.concat())
+    }
+
+    /// All steps up to the next `Read`.
+    fn drain(back: &mut ImapBack) -> Vec<Step<Outcome>> {
+        std::iter::from_fn(|| Some(back.step()).filter(|step| *step != Step::Read)).collect()
+    }
+
+    fn holds_token(step: &Step<Outcome>) -> bool {
+        let Step::Write(bytes) = step else { return false };
+        let decoded: Vec<u8> = bytes
+            .split(|b| b" \r\n".contains(b))
+            .flat_map(|word| sasl::decode(word).map(|octets| octets.to_vec()).unwrap_or_default())
+            .collect();
+        [bytes.as_slice(), &decoded].iter().any(|text| memchr::memmem::find(text, TOKEN.as_bytes()).is_some())
+    }
+
+    #[test]
+    fn the_token_is_found_where_it_is_written() {
+        let mut back = ImapBack::new(sign_in());
+        back.secured(Encrypted::pretend());
+        back.feed(b"* OK ready\r\n");
+        assert!(drain(&mut back).iter().any(holds_token));
+    }
+
+    proptest! {
+        #[test]
+        fn no_token_is_written_before_the_proof(heard in chatter(), starttls: bool, cut in 1_usize..40) {
+            let mut back =
+                if starttls { ImapBack::with_starttls(sign_in()) } else { ImapBack::new(sign_in()) };
+            for piece in heard.chunks(cut) {
+                back.feed(piece);
+                prop_assert!(!drain(&mut back).iter().any(holds_token));
+            }
+        }
+
+        #[test]
+        fn every_slicing_gives_the_same_steps(heard in chatter(), cut in 1_usize..40) {
+            let play = |cut: usize| {
+                let mut back = Box::new(ImapBack::new(sign_in()));
+                back.secured(Encrypted::pretend());
+                let mut steps = Vec::new();
+                for piece in heard.chunks(cut) {
+                    back.feed(piece);
+                    steps.extend(drain(&mut back));
+                }
+                let rest = if steps.iter().any(|step| matches!(step, Step::Done(Ok(_)))) {
+                    back.into_rest()
+                } else {
+                    Vec::new()
+                };
+                (steps, rest)
+            };
+            prop_assert_eq!(play(cut), play(usize::MAX));
+        }
+
+        #[test]
+        fn it_is_done_once(heard in chatter(), more in chatter()) {
+            let mut back = ImapBack::new(sign_in());
+            back.secured(Encrypted::pretend());
+            back.feed(&heard);
+            let mut steps = drain(&mut back);
+            back.feed(&more);
+            steps.extend(drain(&mut back));
+            let done = steps.iter().position(|step| matches!(step, Step::Done(_)));
+            prop_assert!(done.is_none_or(|position| position + 1 == steps.len()));
+        }
+    }
 }

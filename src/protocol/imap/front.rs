@@ -544,3 +544,153 @@ fn response_code(refusal: &Refusal) -> &'static str {
         Refusal::TooManySessions => "LIMIT",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX_REFUSALS: u8 = 3;
+
+    fn settings() -> FrontSettings {
+        FrontSettings {
+            starttls: false,
+            require_tls: false,
+            offer: Arc::new(Offer(vec!["IDLE".to_owned()])),
+            host_name: "mailkey.example".to_owned(),
+            max_refusals: MAX_REFUSALS,
+        }
+    }
+
+    /// What a mail client may send, in any order and with anything between.
+    fn chatter() -> impl Strategy<Value = Vec<u8>> {
+        let phrase = prop_oneof![
+            Just(b"a LOGIN alice right\r\n".to_vec()),
+            Just(b"a LOGIN alice wrong\r\n".to_vec()),
+            Just(b"a LOGIN {5}\r\nalice {5+}\r\nwrong\r\n".to_vec()),
+            Just(b"a LOGIN \"alice\" {0}\r\n\r\n".to_vec()),
+            Just(b"a AUTHENTICATE PLAIN\r\n".to_vec()),
+            Just(b"a AUTHENTICATE LOGIN\r\n".to_vec()),
+            Just(b"AGEAYg==\r\n".to_vec()),
+            Just(b"*\r\n".to_vec()),
+            Just(b"a FOO {7+}\r\n".to_vec()),
+            Just(b"a STARTTLS\r\n".to_vec()),
+            Just(b"a CAPABILITY\n".to_vec()),
+            Just(b"a LOGOUT\r\n".to_vec()),
+            Just(b"\x16".to_vec()),
+            Just(b"GET / HTTP/1.1\r\n".to_vec()),
+            Just(vec![b'x'; MAX_COMMAND_LINE]),
+            proptest::collection::vec(any::<u8>(), 0..20),
+        ];
+        proptest::collection::vec(phrase, 0..12).prop_map(|phrases| phrases.concat())
+    }
+
+    /// Carries out all steps; `right` is granted, everything else refused.
+    fn drain(front: &mut ImapFront, steps: &mut Vec<Step<Login>>) {
+        loop {
+            let step = front.step();
+            match &step {
+                Step::Read => return,
+                Step::Done(login) if login.credentials.password.expose() == "right" => front.grant(None),
+                Step::Done(_) => front.refuse(&Refusal::BadCredentials),
+                Step::StartTls => front.secured(),
+                Step::Write(_) | Step::Close(_) => {}
+            }
+            steps.push(step);
+        }
+    }
+
+    fn play(settings: FrontSettings, input: &[u8], cut: usize) -> (Vec<Step<Login>>, Vec<u8>) {
+        let mut front = Box::new(ImapFront::new(settings));
+        let mut steps = Vec::new();
+        drain(&mut front, &mut steps);
+        for piece in input.chunks(cut) {
+            front.feed(piece);
+            drain(&mut front, &mut steps);
+        }
+        let granted = matches!(front.state, State::Granted);
+        let rest = front.into_rest();
+        (steps, if granted { rest } else { Vec::new() })
+    }
+
+    proptest! {
+        #[test]
+        fn every_slicing_gives_the_same_steps(input in chatter(), cut in 1_usize..60) {
+            prop_assert_eq!(play(settings(), &input, cut), play(settings(), &input, usize::MAX));
+        }
+
+        #[test]
+        fn logins_are_bounded_and_nothing_follows_the_end(
+            input in chatter(), cut in 1_usize..60, starttls: bool, require_tls: bool,
+        ) {
+            let (steps, _) = play(FrontSettings { starttls, require_tls, ..settings() }, &input, cut);
+            let logins = steps.iter().filter(|step| matches!(step, Step::Done(_))).count();
+            prop_assert!(logins <= usize::from(MAX_REFUSALS));
+            let end = steps.iter().position(|step| matches!(step, Step::Close(_)));
+            prop_assert!(end.is_none_or(|position| position + 1 == steps.len()));
+        }
+
+        #[test]
+        fn no_login_in_clear_where_tls_is_required(input in chatter(), cut in 1_usize..60) {
+            let (steps, _) = play(FrontSettings { require_tls: true, ..settings() }, &input, cut);
+            prop_assert!(!steps.iter().any(|step| matches!(step, Step::Done(_))));
+        }
+
+        #[test]
+        fn what_was_sent_in_clear_is_not_answered_past_tls(behind in chatter(), cut in 1_usize..60) {
+            let mut front = ImapFront::new(FrontSettings { starttls: true, ..settings() });
+            let mut steps = Vec::new();
+            front.feed(&[b"a STARTTLS\r\n", behind.as_slice()].concat());
+            while !matches!(steps.last(), Some(Step::StartTls)) {
+                steps.push(front.step());
+            }
+            for piece in behind.chunks(cut) {
+                front.feed(piece);
+                prop_assert_eq!(front.step(), Step::Read);
+            }
+            front.secured();
+            prop_assert_eq!(front.step(), Step::Read);
+            front.feed(b"b NOOP\r\n");
+            prop_assert_eq!(front.step(), Step::Write(b"b OK NOOP completed\r\n".to_vec()));
+        }
+    }
+
+    #[test]
+    fn pipelining_behind_a_login_is_bounded() {
+        let mut front = ImapFront::new(settings());
+        front.feed(b"a LOGIN alice right\r\n");
+        while !matches!(front.step(), Step::Done(_)) {}
+        front.feed(&vec![b'x'; MAX_PIPELINED]);
+        assert_eq!(front.step(), Step::Read);
+        front.feed(b"x");
+        assert!(matches!(front.step(), Step::Write(_)));
+        assert_eq!(front.step(), Step::Close(Farewell::TooLong));
+    }
+
+    #[test]
+    fn grant_and_refuse_out_of_turn_change_nothing() {
+        let mut front = ImapFront::new(settings());
+        front.grant(None);
+        front.refuse(&Refusal::BadCredentials);
+        assert!(matches!(front.step(), Step::Write(_)));
+        front.grant(None);
+        assert_eq!(front.step(), Step::Read);
+        front.feed(b"a NOOP\r\n");
+        assert_eq!(front.step(), Step::Write(b"a OK NOOP completed\r\n".to_vec()));
+    }
+
+    #[test]
+    fn a_login_that_nobody_took_yet_is_dropped_when_we_hang_up() {
+        let mut front = ImapFront::new(settings());
+        front.feed(b"a LOGIN alice right\r\n");
+        assert!(matches!(front.step(), Step::Write(_)));
+        assert!(front.advance());
+        front.hang_up(HangUp::TimedOut);
+        assert!(matches!(front.step(), Step::Write(_)));
+        assert_eq!(front.step(), Step::Close(Farewell::HungUp));
+        assert_eq!(front.step(), Step::Read);
+    }
+}
