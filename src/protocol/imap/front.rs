@@ -659,6 +659,15 @@ mod tests {
     }
 
     #[test]
+    fn what_came_before_implicit_tls_is_forgotten() {
+        let mut front = ImapFront::new(settings());
+        front.feed(b"a LOGIN mallory right\r\n");
+        front.secured();
+        assert!(matches!(front.step(), Step::Write(_)));
+        assert_eq!(front.step(), Step::Read);
+    }
+
+    #[test]
     fn pipelining_behind_a_login_is_bounded() {
         let mut front = ImapFront::new(settings());
         front.feed(b"a LOGIN alice right\r\n");

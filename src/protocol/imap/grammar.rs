@@ -1,7 +1,7 @@
 //! The grammar of IMAP before a login: whole lines in, commands and responses out.
 //!
-//! Stricter than RFC 3501 nowhere, more lenient where real clients are: several blanks between arguments,
-//! lower case, blanks in an unquoted password, backslashes that were not escaped.
+//! As RFC 3501 has it, but for a bound on tags, and more lenient where real clients are: several blanks
+//! between arguments, lower case, blanks in an unquoted password, backslashes that were not escaped.
 
 use nom::branch::alt;
 use nom::bytes::complete::{tag as text, take_till1, take_while, take_while1};
