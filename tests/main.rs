@@ -16,3 +16,4 @@ mod hostile;
 mod house;
 mod passwords;
 mod stage;
+mod transcripts;

@@ -3,6 +3,8 @@
 //! Lines end with LF, with or without a CR before it: what comes before a login is ours alone, so being
 //! liberal here opens nothing. The bound is in the reader, not in each state of each dialogue.
 
+use std::fmt;
+
 use zeroize::Zeroize;
 
 /// The longest command line from a mail client, in octets: a SASL response at RFC 4954's limit.
@@ -23,7 +25,7 @@ pub enum Taken {
 }
 
 /// Bytes that came in and are not yet understood. They may hold a password: wiped on drop.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Inbox {
     bytes: Vec<u8>,
     /// Everything before this is taken.
@@ -34,10 +36,22 @@ pub struct Inbox {
 
 impl Inbox {
     /// Adds what came in.
+    ///
+    /// What has been taken makes room first, and no copy is left behind where more room is needed.
     pub fn feed(&mut self, bytes: &[u8]) {
-        if self.start > 0 && self.start == self.bytes.len() {
-            self.clear();
+        let kept = self.len();
+        if kept + bytes.len() > self.bytes.capacity() {
+            let mut roomier = Vec::with_capacity((kept + bytes.len()).next_power_of_two());
+            roomier.extend_from_slice(self.peek());
+            self.bytes.zeroize();
+            self.bytes = roomier;
+        } else if self.start > 0 {
+            self.bytes.copy_within(self.start.., 0);
+            self.bytes.get_mut(kept..).unwrap_or_default().zeroize();
+            self.bytes.truncate(kept);
         }
+        self.searched -= self.start;
+        self.start = 0;
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -104,6 +118,12 @@ impl Inbox {
     }
 }
 
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Inbox({} octets)", self.len())
+    }
+}
+
 impl Drop for Inbox {
     fn drop(&mut self) {
         self.bytes.zeroize();
@@ -137,6 +157,19 @@ mod tests {
         assert_eq!(inbox.line(4), Taken::TooLong);
         inbox.feed(b"\n");
         assert_eq!(inbox.line(4), Taken::TooLong);
+    }
+
+    #[test]
+    fn what_was_taken_makes_room() {
+        let mut inbox = Inbox::default();
+        inbox.feed(b"ha");
+        for _ in 0..1000 {
+            inbox.feed(b"lf\nha");
+            assert_eq!(inbox.line(10), Taken::Line(b"half".to_vec()));
+            assert_eq!(inbox.line(10), Taken::Incomplete);
+        }
+        assert!(inbox.bytes.capacity() < 64, "{} octets for two", inbox.bytes.capacity());
+        assert_eq!(inbox.into_rest(), b"ha");
     }
 
     #[test]

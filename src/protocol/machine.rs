@@ -3,12 +3,14 @@
 //! A dialogue never performs I/O, reads no clock, logs nothing, and gives the same steps for every slicing
 //! of its input. One driver (`serve/drive.rs`) carries out what it asks for.
 
+use std::fmt;
+
 use crate::explain::Refusal;
 use crate::secret::{Credentials, Encrypted};
 
 /// What a dialogue wants done next. It never does it itself.
 #[must_use = "a step that is not carried out stalls both sides"]
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum Step<Outcome> {
     /// Nothing without more input.
     Read,
@@ -20,6 +22,19 @@ pub enum Step<Outcome> {
     Done(Outcome),
     /// Hang up, after all `Write`s before it.
     Close(Farewell),
+}
+
+/// What is written may hold a token, and upstream's own words: only its length is shown.
+impl<Outcome: fmt::Debug> fmt::Debug for Step<Outcome> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read => f.write_str("Read"),
+            Self::Write(bytes) => write!(f, "Write({} octets)", bytes.len()),
+            Self::StartTls => f.write_str("StartTls"),
+            Self::Done(outcome) => f.debug_tuple("Done").field(outcome).finish(),
+            Self::Close(farewell) => f.debug_tuple("Close").field(farewell).finish(),
+        }
+    }
 }
 
 /// Why a dialogue with the mail client ends without a login.
