@@ -3,3 +3,6 @@
 pub mod back;
 pub mod front;
 pub mod grammar;
+
+pub use back::Pop3Back;
+pub use front::Pop3Front;

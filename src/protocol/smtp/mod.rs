@@ -5,3 +5,7 @@ pub mod back;
 pub mod boundary;
 pub mod front;
 pub mod grammar;
+
+pub use back::SmtpBack;
+pub use boundary::Boundary;
+pub use front::SmtpFront;
