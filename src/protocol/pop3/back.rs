@@ -21,7 +21,7 @@ use std::mem;
 use super::grammar::{Reply, asks_for_patience, offer, reply};
 use crate::explain::one_line;
 use crate::protocol::line::{Inbox, MAX_REPLY_LINE, Taken};
-use crate::protocol::machine::{Back, BackError, Errand, SignIn, Step, Welcome};
+use crate::protocol::machine::{Back, BackError, Errand, Offer, SignIn, Step, Welcome};
 use crate::protocol::sasl;
 use crate::secret::Encrypted;
 
@@ -170,8 +170,9 @@ impl Pop3Back {
             }
 
             (State::Asked, Reply::Ok(_)) => State::Listing(Vec::new()),
-            (State::Asked, Reply::Err(_)) => self.learned(&[], line),
-            (State::Listing(lines), _) if line == b"." => self.learned(&lines, b"+OK"),
+            // A server from before RFC 2449: it says nothing, which is not the same as offering nothing.
+            (State::Asked, Reply::Err(_)) => self.learned(None, line),
+            (State::Listing(lines), _) if line == b"." => self.learned(Some(offer(&lines)), b"+OK"),
             (State::Listing(lines), _) if lines.len() >= MAX_CAPA_LINES => self.fail(BackError::TooLong),
             (State::Listing(mut lines), _) => {
                 lines.push(printable(line));
@@ -209,9 +210,9 @@ impl Pop3Back {
         State::Presented(sign_in)
     }
 
-    fn learned(&mut self, lines: &[String], reply: &[u8]) -> State {
+    fn learned(&mut self, offer: Option<Offer>, reply: &[u8]) -> State {
         self.say("QUIT");
-        self.end(Ok(Welcome { offer: Some(offer(lines)), reply: printable(reply) }))
+        self.end(Ok(Welcome { offer, reply: printable(reply) }))
     }
 
     fn try_later(&mut self, line: &[u8]) -> State {
