@@ -15,21 +15,26 @@ use mailkey::protocol::imap::{ImapBack, ImapFront};
 use mailkey::protocol::machine::{
     Back, BackError, Errand, Front, FrontSettings, HangUp, Offer, SaslMechanism, SignIn, Step,
 };
+use mailkey::protocol::pop3::{Pop3Back, Pop3Front};
+use mailkey::protocol::smtp::{SmtpBack, SmtpFront};
 use mailkey::secret::{AccessToken, Encrypted};
 
 /// Every directory of transcripts. One that is missing here, or empty, fails.
 const DIRECTORIES: &[&str] = &[
     "imap/back",
     "imap/front",
-    // "pop3/back", "pop3/front", "smtp/back", "smtp/front"
+    "pop3/back",
+    "pop3/front",
+    "smtp/back",
+    "smtp/front",
 ];
 
 /// The front that the transcripts of a protocol are replayed with.
 fn front(protocol: &str, settings: FrontSettings) -> Box<dyn Front> {
     match protocol {
         "imap" => Box::new(ImapFront::new(settings)),
-        // "pop3" => Box::new(Pop3Front::new(settings)),
-        // "smtp" => Box::new(SmtpFront::new(settings)),
+        "pop3" => Box::new(Pop3Front::new(settings)),
+        "smtp" => Box::new(SmtpFront::new(settings)),
         other => panic!("no front for `{other}`"),
     }
 }
@@ -39,10 +44,10 @@ fn back(protocol: &str, starttls: bool, errand: Errand) -> Box<dyn Back> {
     match (protocol, starttls) {
         ("imap", false) => Box::new(ImapBack::new(errand)),
         ("imap", true) => Box::new(ImapBack::with_starttls(errand)),
-        // ("pop3", false) => Box::new(Pop3Back::new(errand)),
-        // ("pop3", true) => Box::new(Pop3Back::with_starttls(errand)),
-        // ("smtp", false) => Box::new(SmtpBack::new(errand)),
-        // ("smtp", true) => Box::new(SmtpBack::with_starttls(errand)),
+        ("pop3", false) => Box::new(Pop3Back::new(errand)),
+        ("pop3", true) => Box::new(Pop3Back::with_starttls(errand)),
+        ("smtp", false) => Box::new(SmtpBack::new(errand)),
+        ("smtp", true) => Box::new(SmtpBack::with_starttls(errand)),
         (other, _) => panic!("no back for `{other}`"),
     }
 }

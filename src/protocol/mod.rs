@@ -5,6 +5,7 @@
 //!
 //! Never: performs I/O, reads a clock, logs, knows tokio.
 
+pub mod foreign;
 pub mod imap;
 pub mod line;
 pub mod machine;
