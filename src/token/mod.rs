@@ -7,5 +7,6 @@
 //!                refusal     token     token                 store (if any)
 //! ```
 
+pub mod catalogue;
 pub mod request;
 pub mod store;
