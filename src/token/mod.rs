@@ -8,5 +8,6 @@
 //! ```
 
 pub mod catalogue;
+pub mod password;
 pub mod request;
 pub mod store;
