@@ -7,6 +7,7 @@
 //!                refusal     token     token                 store (if any)
 //! ```
 
+pub mod assertion;
 pub mod catalogue;
 pub mod password;
 pub mod request;
