@@ -9,6 +9,7 @@
 
 pub mod assertion;
 pub mod catalogue;
+pub mod digest;
 pub mod password;
 pub mod request;
 pub mod store;

@@ -22,6 +22,7 @@ use aws_lc_rs::rand::SystemRandom;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
+use super::digest::keyed_digest;
 use crate::secret::Secret;
 
 /// Checks passwords against hashes, and remembers what was right.
@@ -126,7 +127,7 @@ impl LocalPasswords {
         let Some(key) = &self.key else { return false };
         let mut right = false;
         for hash in hashes {
-            let slot = digest(key, &[b"slot", user.as_bytes(), hash.as_bytes()]);
+            let slot = keyed_digest(key, &[b"slot", user.as_bytes(), hash.as_bytes()]);
             let known = self.verified.lock().unwrap_or_else(PoisonError::into_inner).get(&slot).copied();
             if let Some(known) = known {
                 let proof = proof(key, user, hash, password);
@@ -138,7 +139,7 @@ impl LocalPasswords {
 
     fn remember(&self, hash: &str, user: &str, password: &Secret) {
         let Some(key) = &self.key else { return };
-        let slot = digest(key, &[b"slot", user.as_bytes(), hash.as_bytes()]);
+        let slot = keyed_digest(key, &[b"slot", user.as_bytes(), hash.as_bytes()]);
         let proof = proof(key, user, hash, password);
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.len() >= MAX_REMEMBERED
@@ -222,21 +223,7 @@ fn opens(hash: &str, password: &Secret) -> bool {
 }
 
 fn proof(key: &hmac::Key, user: &str, hash: &str, password: &Secret) -> Digest {
-    digest(key, &[b"proof", user.as_bytes(), hash.as_bytes(), password.expose().as_bytes()])
-}
-
-/// HMAC-SHA-256 over the parts, each with its length in front, so that no two lists look alike.
-fn digest(key: &hmac::Key, parts: &[&[u8]]) -> Digest {
-    let mut context = hmac::Context::with_key(key);
-    for part in parts {
-        context.update(&(part.len() as u64).to_be_bytes());
-        context.update(part);
-    }
-    let mut digest = Digest::default();
-    for (to, from) in digest.iter_mut().zip(context.sign().as_ref()) {
-        *to = *from;
-    }
-    digest
+    keyed_digest(key, &[b"proof", user.as_bytes(), hash.as_bytes(), password.expose().as_bytes()])
 }
 
 #[cfg(test)]
