@@ -7,5 +7,9 @@
 //!                refusal     token     token                 store (if any)
 //! ```
 
+pub mod assertion;
+pub mod catalogue;
+pub mod digest;
+pub mod password;
 pub mod request;
 pub mod store;
