@@ -2,3 +2,5 @@
 //! defaults are resolved (`resolve`), and what the program runs on (`model`).
 
 pub mod model;
+pub mod problem;
+mod raw;
