@@ -1,1 +1,4 @@
-//! cli.
+//! The command line: one command, one file.
+
+pub mod check;
+pub mod out;

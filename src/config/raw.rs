@@ -240,7 +240,9 @@ fn wording(error: &serde_yaml::Error) -> &'static str {
         Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. }
-        | Error::Budget { .. } => "the file is nested too deeply, or too large with its references written out",
+        | Error::Budget { .. } => {
+            "the file is nested too deeply, or too large with its references written out"
+        }
         Error::UnsupportedTag { .. } => "`!` starts a YAML tag, and no tag is known here",
         _ => "this is not valid YAML",
     }
@@ -276,9 +278,9 @@ fn node(text: &str, shape: Spanned<Shape>) -> Node {
                 .map_or(value, |written| Zeroizing::new(written.to_owned())),
         ),
         Shape::List(items) => Kind::List(items.into_iter().map(|item| node(text, item)).collect()),
-        Shape::Map(entries) => Kind::Map(
-            entries.into_iter().map(|(key, value)| (node(text, key), node(text, value))).collect(),
-        ),
+        Shape::Map(entries) => {
+            Kind::Map(entries.into_iter().map(|(key, value)| (node(text, key), node(text, value))).collect())
+        }
     };
     Node { at: place(&shape.referenced), kind, range: defined }
 }

@@ -111,7 +111,11 @@ impl<'a> Reader<'a> {
         let mut entries: Vec<(&str, Place, &Node)> = Vec::new();
         for (key, value) in pairs {
             let Some(word) = key.scalar() else {
-                self.problem(key.at, format!("a key in `{name}` is {}", kind(key)), "write a word as the key");
+                self.problem(
+                    key.at,
+                    format!("a key in `{name}` is {}", kind(key)),
+                    "write a word as the key",
+                );
                 continue;
             };
             if !known.contains(&word) {
@@ -262,7 +266,11 @@ impl<'a> Reader<'a> {
             let parsed = self.parse(item, "an address with a port, like `127.0.0.1:1143`", addresses);
             for value in parsed.iter().flat_map(|parsed| &parsed.value) {
                 if found.iter().any(|earlier| earlier.value == *value && value.port() != 0) {
-                    self.problem(item.at, format!("`{value}` stands twice in this list"), "remove one of them");
+                    self.problem(
+                        item.at,
+                        format!("`{value}` stands twice in this list"),
+                        "remove one of them",
+                    );
                 } else {
                     found.push(At { value: *value, at: item.at });
                 }
@@ -407,7 +415,11 @@ impl<'a> Reader<'a> {
             Err(error) => error.to_string(),
         };
         let looked = path.value.display();
-        self.problem(node.at, format!("cannot read {}: {trouble}", shown(node)), format!("looked at `{looked}`"));
+        self.problem(
+            node.at,
+            format!("cannot read {}: {trouble}", shown(node)),
+            format!("looked at `{looked}`"),
+        );
         false
     }
 }
@@ -568,7 +580,9 @@ mod tests {
         {
             assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
-        for text in ["", "5", "m", "5x", "5 m", "-5m", "0s", "99999999999999999999s", "1e3s", "5m3", "99999999d"] {
+        for text in
+            ["", "5", "m", "5x", "5 m", "-5m", "0s", "99999999999999999999s", "1e3s", "5m3", "99999999d"]
+        {
             assert_eq!(duration(text), None, "{text}");
         }
     }
@@ -598,8 +612,11 @@ mod tests {
         let env = |name: &str| (name == "NAME").then(|| "value".to_owned());
         let reader = Reader::new(&env, Path::new("."));
         for (written, counts) in [
-            ("a${NAME}b${NAME}", "avalueb" .to_owned() + "value"),
-            ("$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA", "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".to_owned()),
+            ("a${NAME}b${NAME}", "avalueb".to_owned() + "value"),
+            (
+                "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA",
+                "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".to_owned(),
+            ),
             ("$NAME ${} ${a-b} ${", "$NAME ${} ${a-b} ${".to_owned()),
         ] {
             let value = reader.interpolated(Place::default(), written);
@@ -611,7 +628,9 @@ mod tests {
 
     #[test]
     fn placeholders_are_told_from_values() {
-        for text in ["00000000-0000-0000-0000-000000000000", "<client-id>", "your-client-id", "xxxxxxxx-xxxx", "…"] {
+        for text in
+            ["00000000-0000-0000-0000-000000000000", "<client-id>", "your-client-id", "xxxxxxxx-xxxx", "…"]
+        {
             assert!(is_placeholder(text), "{text}");
         }
         for text in ["11111111-2222-3333-4444-555555555555", "yourself", "a<b>"] {
