@@ -197,7 +197,7 @@ impl UserPattern {
 }
 
 /// The Entra application (or that of another provider) and how tokens are asked of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Application {
     /// Where to ask.
     pub endpoints: Endpoints,
@@ -225,7 +225,12 @@ impl Application {
             return scope.clone();
         }
         if matches!(grant, Grant::ClientCredentials | Grant::ManagedIdentity) {
-            return "https://outlook.office365.com/.default".to_owned();
+            // Microsoft's page names this host for application permissions, and that one for delegated ones.
+            let resource = match self.resource.as_str() {
+                "https://outlook.office.com" => "https://outlook.office365.com",
+                other => other,
+            };
+            return format!("{resource}/.default");
         }
         let permission = match protocol {
             Protocol::Imap => "IMAP.AccessAsUser.All",
@@ -253,7 +258,7 @@ pub struct Endpoints {
 }
 
 /// How the application proves itself (RFC 6749 §2.3, RFC 7523).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
     /// A public client: it does not.
     Public,
@@ -427,14 +432,34 @@ pub struct Tokens {
 }
 
 /// A token store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Store {
     /// In this process only.
     Memory,
     /// An encrypted file.
     File(PathBuf),
-    /// Shared by replicas: `redis://` or `rediss://`.
+    /// Shared by replicas: `redis://` or `rediss://`. The only URL that may hold a password.
     Redis(Url),
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// As in `proxy.yaml`, without user name and password.
+impl std::fmt::Display for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Redis(url) => {
+                write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
+                url.port().map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
+        }
+    }
 }
 
 /// Where the store's key comes from.

@@ -1,0 +1,227 @@
+//! `mailkey check`: what would run with this configuration file, or everything that is wrong with it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::cli::out::Out;
+use crate::config::model::{
+    Account, Admin, BackTls, ClientAuth, Config, FrontTls, KeySource, Listener, OutboundProxy, ProxyAuth,
+    Sasl, TlsVersion, Upstream,
+};
+
+/// The exit code where the file has problems: nothing would start.
+pub const EXIT_PROBLEMS: u8 = 2;
+
+/// Prints what would run, with the remarks, or all problems. No network is touched.
+pub fn check(path: &Path, out: &mut Out) -> ExitCode {
+    check_with(path, &|name| std::env::var(name).ok(), out)
+}
+
+/// The same with an environment of one's own.
+pub fn check_with(path: &Path, env: &dyn Fn(&str) -> Option<String>, out: &mut Out) -> ExitCode {
+    match crate::config::load(path, env) {
+        Ok(loaded) => {
+            let name = path.display().to_string();
+            out.say(describe(&loaded.config));
+            for remark in &loaded.remarks {
+                out.say(remark.in_file(&name));
+            }
+            out.say(format_args!("{name} is in order"));
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            out.complain(problems);
+            ExitCode::from(EXIT_PROBLEMS)
+        }
+    }
+}
+
+/// What would run, for an administrator to read. No secret stands in it.
+pub fn describe(config: &Config) -> String {
+    let mut text = String::from("listeners\n");
+    for one in &config.listeners {
+        listener(&mut text, one);
+    }
+    text.push('\n');
+    match &config.outbound_proxy {
+        Some(proxy) => outbound_proxy(&mut text, proxy),
+        None => line(&mut text, "outbound proxy", "none"),
+    }
+    settings(&mut text, config);
+    text
+}
+
+fn listener(text: &mut String, listener: &Listener) {
+    let listen = listener.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let front = match listener.tls {
+        FrontTls::Off => "clear text",
+        FrontTls::StartTls => "STARTTLS",
+        FrontTls::Implicit => "TLS",
+    };
+    let upstream = match &listener.upstream {
+        Upstream::Http(url) => url.to_string(),
+        Upstream::Mail(server) => {
+            let back = match server.tls {
+                BackTls::Implicit => "TLS",
+                BackTls::StartTls => "STARTTLS",
+            };
+            format!("{}:{} ({back})", server.host, server.port)
+        }
+    };
+    let (name, protocol) = (&listener.name, listener.protocol);
+    add(text, format_args!("  {name}: {protocol} on {listen} ({front}) -> {upstream}"));
+    if !listener.allow_from.is_empty() {
+        let from = listener.allow_from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        add(text, format_args!("    only from {from}"));
+    }
+    if let Some(user) = &listener.fixed_account {
+        add(text, format_args!("    without a login: {user}"));
+    }
+    for one in &listener.accounts {
+        account(text, listener, one);
+    }
+    if listener.accounts.is_empty() {
+        add(text, format_args!("    no account: nobody gets in"));
+    }
+}
+
+fn account(text: &mut String, listener: &Listener, account: &Account) {
+    let application = &account.application;
+    let grants = application.grants.iter().map(|grant| grant.as_str()).collect::<Vec<_>>().join(", then ");
+    let proof = match &application.client_auth {
+        ClientAuth::Public => "a public client",
+        ClientAuth::Secret(_) => "with a client secret",
+        ClientAuth::Certificate { .. } => "with a certificate",
+        ClientAuth::FederatedTokenFile(_) => "with a federated token",
+    };
+    let sasl = match application.sasl {
+        Sasl::Xoauth2 => "XOAUTH2",
+        Sasl::OauthBearer => "OAUTHBEARER",
+    };
+    add(text, format_args!("    {}", account.user.as_str()));
+    add(text, format_args!("      grant      {grants}, at {}", application.endpoints.authority));
+    add(text, format_args!("      client     {} ({proof})", application.client_id));
+    match &application.endpoints.v1_resource {
+        Some(resource) => add(text, format_args!("      resource   {resource}")),
+        None => {
+            let mut scopes: Vec<String> = application
+                .grants
+                .iter()
+                .map(|grant| application.scope_for(listener.protocol, *grant))
+                .collect();
+            scopes.dedup();
+            add(text, format_args!("      scope      {}", scopes.join(", then ")));
+        }
+    }
+    let same = "as the client signs in";
+    let mapped = account.mailbox_for(same, listener.protocol);
+    add(text, format_args!("      mailbox    {mapped}, by {sasl}"));
+    let checks = match account.password_hashes.len() {
+        0 if application.grants.iter().all(|grant| grant.checks_password()) => {
+            "by the identity provider".to_owned()
+        }
+        0 => "not at all: only listed addresses reach this account".to_owned(),
+        1 => "here, against one hash".to_owned(),
+        many => format!("here, against {many} hashes"),
+    };
+    add(text, format_args!("      password   checked {checks}"));
+}
+
+fn outbound_proxy(text: &mut String, proxy: &OutboundProxy) {
+    let auth = match proxy.auth {
+        ProxyAuth::Auto => "what it asks for",
+        ProxyAuth::None => "none",
+        ProxyAuth::Basic => "basic",
+        ProxyAuth::Ntlm => "ntlm",
+        ProxyAuth::Negotiate => "negotiate",
+    };
+    let uses =
+        [("identity", proxy.use_for.identity), ("ews", proxy.use_for.ews), ("mail", proxy.use_for.mail)];
+    let uses: Vec<&str> = uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
+    let user = proxy.username.as_deref().unwrap_or("nobody");
+    let uses = uses.join(", ");
+    let exceptions = proxy.no_proxy.len();
+    let what = format!("{} for {uses}, as {user} (auth: {auth}), {exceptions} exceptions", proxy.url);
+    line(text, "outbound proxy", &what);
+}
+
+fn settings(text: &mut String, config: &Config) {
+    let version = match config.tls.minimum_version {
+        TlsVersion::V1_2 => "1.2",
+        TlsVersion::V1_3 => "1.3",
+    };
+    let certificate = match &config.tls.certificate_file {
+        Some(file) => format!("certificate {}", file.display()),
+        None => "no certificate".to_owned(),
+    };
+    let roots = match &config.tls.extra_roots_file {
+        Some(file) => format!(", extra roots {}", file.display()),
+        None => String::new(),
+    };
+    let quantum = if config.tls.post_quantum { ", post-quantum key exchange" } else { "" };
+    line(text, "tls", &format!("{version} or newer, {certificate}{roots}{quantum}"));
+    let key = match &config.tokens.key {
+        Some(KeySource::File(file)) => format!(", key in {}", file.display()),
+        Some(KeySource::Value(_)) => ", key given".to_owned(),
+        None => String::new(),
+    };
+    let margin = spell(config.tokens.refresh_margin);
+    line(text, "tokens", &format!("{}{key}, renewed {margin} ahead", config.tokens.store));
+    let guard = &config.guard;
+    line(
+        text,
+        "guard",
+        &format!(
+            "{} wrong passwords per user in {}, each held for {}, tarpit {}",
+            guard.wrong_passwords_per_user,
+            spell(guard.budget_window),
+            spell(guard.wrong_password_hold),
+            spell(guard.tarpit)
+        ),
+    );
+    let limits = &config.limits;
+    line(
+        text,
+        "limits",
+        &format!(
+            "{} sessions, {} per user, login {}, idle {}, drain {}, {} refusals",
+            limits.sessions,
+            limits.sessions_per_user,
+            spell(limits.login_timeout),
+            spell(limits.idle_timeout),
+            spell(limits.drain_timeout),
+            limits.refusals_per_session
+        ),
+    );
+    let admin = match &config.admin {
+        Some(Admin { listen }) => listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        None => "off".to_owned(),
+    };
+    line(text, "admin", &admin);
+    line(text, "log", &config.log.level);
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    add(text, format_args!("{name:<15} {value}"));
+}
+
+fn add(text: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _written = writeln!(text, "{what}");
+}
+
+/// `1h30m`, as it could stand in the file.
+fn spell(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    let mut spelled = String::new();
+    let mut rest = milliseconds;
+    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        if rest >= size {
+            let _written = write!(spelled, "{}{unit}", rest / size);
+            rest %= size;
+        }
+    }
+    if spelled.is_empty() { "0s".to_owned() } else { spelled }
+}

@@ -1,0 +1,944 @@
+//! From the tree to what the program runs on: every section, every default, and the rules between them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon2::password_hash::phc::PasswordHash;
+use ipnet::IpNet;
+use url::Url;
+
+use super::model::{
+    Account, Admin, Application, BackTls, Config, FrontTls, Guard, KeySource, Limits, Listener, Log,
+    LogFormat, MailServer, Protocol, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
+};
+use super::oauth::{self, Cloud, OAuth, Provider};
+use super::problem::nearest;
+use super::proxy;
+use super::raw::{Kind, Node, Place};
+use super::read::{At, Reader, Section, is_loopback, shown};
+
+const TOP_KEYS: [&str; 11] = [
+    "oauth",
+    "listeners",
+    "accounts",
+    "accounts-only",
+    "outbound-proxy",
+    "tls",
+    "tokens",
+    "guard",
+    "limits",
+    "admin",
+    "log",
+];
+
+const LISTENER_KEYS: [&str; 11] = [
+    "name",
+    "protocol",
+    "listen",
+    "tls",
+    "allow-insecure",
+    "upstream",
+    "upstream-tls",
+    "token-expiry-margin-time",
+    "allow-from",
+    "fixed-account",
+    "oauth",
+];
+
+const ACCOUNT_KEYS: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "password-hash", "password-hash-file"];
+const TLS_KEYS: [&str; 5] =
+    ["certificate-file", "key-file", "extra-roots-file", "minimum-version", "post-quantum"];
+const TOKEN_KEYS: [&str; 6] =
+    ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
+const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
+const LIMIT_KEYS: [&str; 6] = [
+    "sessions",
+    "sessions-per-user",
+    "login-timeout",
+    "idle-timeout",
+    "drain-timeout",
+    "refusals-per-session",
+];
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Whether the values of a key may be shown in a message: a key that is known and holds no secret.
+pub(super) fn shows(key: &str) -> bool {
+    const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
+    const OTHER: [&str; 3] = ["listen", "level", "format"];
+    let known = [
+        &TOP_KEYS[..],
+        &LISTENER_KEYS,
+        &ACCOUNT_KEYS,
+        &TLS_KEYS,
+        &TOKEN_KEYS,
+        &GUARD_KEYS,
+        &LIMIT_KEYS,
+        &proxy::KEYS,
+        &oauth::KEYS,
+        &OTHER,
+    ];
+    !SECRET.contains(&key) && known.iter().any(|keys| keys.contains(&key))
+}
+
+/// A listener as it was read, before accounts are dealt out.
+struct Draft {
+    name: At<String>,
+    protocol: Protocol,
+    listen: Vec<At<SocketAddr>>,
+    tls: FrontTls,
+    upstream: Upstream,
+    allow_from: Vec<IpNet>,
+    fixed_account: Option<At<String>>,
+    token_expiry_margin: Duration,
+    oauth: OAuth,
+}
+
+/// An account as it was read.
+struct Entry {
+    user: At<UserPattern>,
+    mailbox: Option<String>,
+    mailbox_smtp: Option<String>,
+    password_hashes: Vec<String>,
+    /// Hashes stand in the file, though perhaps none that could be read.
+    guarded: bool,
+    oauth: OAuth,
+}
+
+/// Resolves the whole file. `None` only where something was noted as a problem.
+pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
+    let top = reader.section(root, "the file", &TOP_KEYS)?;
+    let start = Place { line: 1, column: 1, length: 1 };
+    let oauth_section = top.get("oauth").and_then(|node| reader.section(node, "oauth", &oauth::KEYS));
+    let oauth = oauth_section.as_ref().map(|section| OAuth::read(reader, section)).unwrap_or_default();
+    let oauth_at = top.key_at("oauth").unwrap_or(start);
+
+    let drafts = drafts(reader, &top, &oauth);
+    let entries = entries(reader, &top);
+    let only = top.get("accounts-only").and_then(|node| reader.flag(node)).unwrap_or(false);
+    if let (true, true, Some(at)) = (only, entries.is_empty(), top.key_at("accounts-only")) {
+        reader.problem(
+            at,
+            "`accounts-only` without `accounts` lets nobody in",
+            "add `accounts`, or remove it",
+        );
+    }
+    let admin = admin(reader, &top);
+    check_ports(reader, &drafts, admin.as_ref());
+    let tls = top
+        .get("tls")
+        .map(|node| tls(reader, node))
+        .unwrap_or_else(|| Tls { post_quantum: true, ..Tls::default() });
+    check_front_tls(reader, &top);
+
+    let dealt = Dealing { reader, top: &oauth, at: oauth_at, entries: &entries, only };
+    let mut applications = Vec::new();
+    let mut listeners = Vec::new();
+    for draft in drafts {
+        let accounts = dealt.accounts(&draft, &mut applications);
+        listeners.push(Arc::new(Listener {
+            name: draft.name.value,
+            protocol: draft.protocol,
+            listen: draft.listen.into_iter().map(|address| address.value).collect(),
+            tls: draft.tls,
+            upstream: draft.upstream,
+            allow_from: draft.allow_from,
+            fixed_account: draft.fixed_account.map(|user| user.value),
+            token_expiry_margin: draft.token_expiry_margin,
+            accounts,
+        }));
+    }
+    let early = [&oauth].into_iter().chain(entries.iter().map(|entry| &entry.oauth));
+    let early = early.map(OAuth::cloud).any(Cloud::locks_out_early);
+    Some(Config {
+        listeners,
+        outbound_proxy: proxy::outbound(reader, top.get("outbound-proxy")),
+        tls,
+        tokens: tokens(reader, top.get("tokens")),
+        guard: guard(reader, top.get("guard"), early),
+        limits: limits(reader, top.get("limits")),
+        admin: admin
+            .map(|listen| Admin { listen: listen.into_iter().map(|address| address.value).collect() }),
+        log: log(reader, top.get("log")),
+    })
+}
+
+fn drafts(reader: &Reader<'_>, top: &Section<'_>, oauth: &OAuth) -> Vec<Draft> {
+    let nodes = match top.get("listeners").map(|node| (&node.kind, node)) {
+        Some((Kind::List(items), _)) => items.as_slice(),
+        Some((Kind::Null, _)) | None => &[],
+        Some((Kind::Scalar(_) | Kind::Map(_), node)) => {
+            let what = format!("expected a list of listeners, found {}", shown(node));
+            reader.problem(node.at, what, "write `- name: …` for each of them");
+            return Vec::new();
+        }
+    };
+    if nodes.is_empty() {
+        let at = top.key_at("listeners").unwrap_or(top.at);
+        reader.problem(at, "there are no `listeners`", "add one: name, protocol, listen");
+    }
+    let mut names: Vec<At<String>> = Vec::new();
+    let mut drafts = Vec::new();
+    for node in nodes {
+        let Some(draft) = draft(reader, node, oauth, &mut names) else { continue };
+        drafts.push(draft);
+    }
+    drafts
+}
+
+/// What `- name: …` needs; all that is optional is read by [`draft`].
+fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<String>>) -> Option<Draft> {
+    let section = reader.section(node, "listeners", &LISTENER_KEYS)?;
+    let name = section.get("name").and_then(|node| {
+        reader.parse(node, "a name of letters, digits, `-`, `_` and `.`", |text| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            if text.bytes().all(plain) && text.len() <= 64 { Ok(text.to_owned()) } else { Err(String::new()) }
+        })
+    });
+    if let Some(name) = &name {
+        if let Some(first) = names.iter().find(|known| known.value == name.value) {
+            let what =
+                format!("the name `{}` is taken by the listener on line {}", name.value, first.at.line);
+            reader.problem(name.at, what, "give each listener a name of its own");
+        }
+        names.push(name.clone());
+    }
+    let protocol = section.get("protocol").and_then(|node| {
+        let choices =
+            [Protocol::Imap, Protocol::Pop3, Protocol::Smtp, Protocol::Ews].map(|p| (p.as_str(), p));
+        reader.one_of(node, &choices)
+    });
+    let listen = section.get("listen").map(|node| reader.addresses(node)).unwrap_or_default();
+    for (key, example) in [("name", "imap"), ("protocol", "imap"), ("listen", "127.0.0.1:1143")] {
+        if section.get(key).is_none() {
+            let what = format!("`{key}` is missing in this listener");
+            reader.problem(section.at, what, format!("add it, e.g. `{key}: {example}`"));
+        }
+    }
+    let oauth = section
+        .get("oauth")
+        .and_then(|node| reader.section(node, "oauth", &oauth::KEYS))
+        .map(|section| OAuth::read(reader, &section))
+        .unwrap_or_default();
+    let tls = front_tls(reader, &section, protocol.as_ref(), &listen);
+    let allow_from = section.get("allow-from").map(|node| reader.networks(node)).unwrap_or_default();
+    if let (Some(node), true) = (section.get("allow-from"), names_nobody(&section)) {
+        reader.problem(
+            node.at,
+            "`allow-from` names nobody",
+            "name addresses and networks, or remove the key",
+        );
+    }
+    let fixed_account = fixed_account(reader, &section);
+    let margin = section.get("token-expiry-margin-time");
+    let token_expiry_margin = margin.and_then(|node| reader.duration(node)).unwrap_or(5 * MINUTE);
+    let protocol = protocol?.value;
+    if let (Some(at), false) = (section.key_at("token-expiry-margin-time"), protocol == Protocol::Smtp) {
+        reader.remark(at, "`token-expiry-margin-time` has a meaning for `protocol: smtp` only", "remove it");
+    }
+    let upstream = upstream(reader, &section, protocol, &oauth.over(top))?;
+    Some(Draft {
+        name: name?,
+        protocol,
+        listen,
+        tls,
+        upstream,
+        allow_from,
+        fixed_account,
+        token_expiry_margin,
+        oauth,
+    })
+}
+
+fn front_tls(
+    reader: &Reader<'_>,
+    section: &Section<'_>,
+    protocol: Option<&At<Protocol>>,
+    listen: &[At<SocketAddr>],
+) -> FrontTls {
+    let choices =
+        [("off", FrontTls::Off), ("starttls", FrontTls::StartTls), ("implicit", FrontTls::Implicit)];
+    let written = section.get("tls").map(|node| reader.one_of(node, &choices));
+    let allowed = section.get("allow-insecure").and_then(|node| reader.flag(node)).unwrap_or(false);
+    let tls = match &written {
+        Some(Some(tls)) => tls.value,
+        Some(None) => return FrontTls::Implicit,
+        None => FrontTls::Off,
+    };
+    if let (FrontTls::StartTls, Some(Protocol::Ews), Some(at)) =
+        (tls, protocol.map(|protocol| protocol.value), section.key_at("tls"))
+    {
+        reader.problem(
+            at,
+            "`protocol: ews` has no STARTTLS",
+            "write `tls: implicit`, or `tls: off` on loopback",
+        );
+    }
+    let exposed = listen.iter().find(|address| !address.value.ip().is_loopback());
+    if let (FrontTls::Off, false, Some(exposed)) = (tls, allowed, exposed) {
+        reader.problem(
+            exposed.at,
+            format!(
+                "passwords would cross the network in clear text: `{}` is no loopback address",
+                exposed.value
+            ),
+            "write `tls: implicit` or `tls: starttls` in this listener, or listen on 127.0.0.1, or accept it \
+             with `allow-insecure: true`",
+        );
+    }
+    tls
+}
+
+/// Whether `allow-from` is there and empty, as after everything in it was commented out.
+fn names_nobody(section: &Section<'_>) -> bool {
+    match section.get("allow-from").map(|node| &node.kind) {
+        Some(Kind::Null) => true,
+        Some(Kind::List(items)) => items.is_empty(),
+        Some(Kind::Scalar(_) | Kind::Map(_)) | None => false,
+    }
+}
+
+fn fixed_account(reader: &Reader<'_>, section: &Section<'_>) -> Option<At<String>> {
+    let user = section.get("fixed-account").and_then(|node| {
+        reader.parse(node, "a user name", |text| {
+            if text.contains('*') || text.chars().any(char::is_control) {
+                Err("write one user name, without `*`".to_owned())
+            } else {
+                Ok(text.to_owned())
+            }
+        })
+    })?;
+    if section.get("allow-from").is_none() {
+        reader.problem(
+            user.at,
+            "`fixed-account` without `allow-from` lets everybody who reaches this port send as that account",
+            "add `allow-from` with the addresses of the devices",
+        );
+    }
+    Some(user)
+}
+
+fn upstream(
+    reader: &Reader<'_>,
+    section: &Section<'_>,
+    protocol: Protocol,
+    oauth: &OAuth,
+) -> Option<Upstream> {
+    let written = section.get("upstream");
+    let default = default_upstream(oauth, protocol);
+    if written.is_none() && default.is_none() {
+        let what = format!("`upstream` is missing: this provider has no default for `{protocol}`");
+        reader.problem(section.at, what, "write the mail server, like `upstream: imap.example.com:993`");
+        return None;
+    }
+    if protocol == Protocol::Ews {
+        if let Some(at) = section.key_at("upstream-tls") {
+            reader.problem(
+                at,
+                "`upstream-tls` has no meaning for `protocol: ews`",
+                "remove it: EWS is https",
+            );
+        }
+        let mut url = match written {
+            Some(node) => reader.url(node, &["https"])?.value,
+            None => Url::parse(default?).ok()?,
+        };
+        url.set_path("/");
+        url.set_query(None);
+        url.set_fragment(None);
+        return Some(Upstream::Http(url));
+    }
+    let (host, port) = match written {
+        Some(node) => {
+            let expected = "a mail server with its port, like `outlook.office365.com:993`";
+            reader.parse(node, expected, host_and_port)?.value
+        }
+        None => host_and_port(default?).ok()?,
+    };
+    let choices = [("implicit", BackTls::Implicit), ("starttls", BackTls::StartTls)];
+    let tls = match section.get("upstream-tls") {
+        Some(node) => reader.one_of(node, &choices)?.value,
+        None if matches!(port, 25 | 110 | 143 | 587) => BackTls::StartTls,
+        None => BackTls::Implicit,
+    };
+    Some(Upstream::Mail(MailServer { host, port, tls }))
+}
+
+/// Where each cloud's mailboxes are ("Office 365 URLs and IP address ranges" of each).
+fn default_upstream(oauth: &OAuth, protocol: Protocol) -> Option<&'static str> {
+    let [imap, pop3, smtp, ews] = match (oauth.provider(), oauth.cloud()) {
+        (Provider::Custom, _) => return None,
+        (Provider::Google, _) => ["imap.gmail.com:993", "pop.gmail.com:995", "smtp.gmail.com:587", ""],
+        (Provider::Office365, Cloud::Global) => [
+            "outlook.office365.com:993",
+            "outlook.office365.com:995",
+            "smtp.office365.com:587",
+            "https://outlook.office365.com/",
+        ],
+        (Provider::Office365, Cloud::UsGovGccHigh) => [
+            "outlook.office365.us:993",
+            "outlook.office365.us:995",
+            "outlook.office365.us:587",
+            "https://outlook.office365.us/",
+        ],
+        (Provider::Office365, Cloud::UsGovDod) => [
+            "outlook-dod.office365.us:993",
+            "outlook-dod.office365.us:995",
+            "outlook-dod.office365.us:587",
+            "https://outlook-dod.office365.us/",
+        ],
+        (Provider::Office365, Cloud::China) => [
+            "partner.outlook.cn:993",
+            "partner.outlook.cn:995",
+            "smtp.partner.outlook.cn:587",
+            "https://partner.outlook.cn/",
+        ],
+    };
+    let host = match protocol {
+        Protocol::Imap => imap,
+        Protocol::Pop3 => pop3,
+        Protocol::Smtp => smtp,
+        Protocol::Ews => ews,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
+fn host_and_port(text: &str) -> Result<(String, u16), String> {
+    if text.contains("://") {
+        return Err("write host and port without a scheme".to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or("write the port behind a `:`")?;
+    let port = port
+        .parse()
+        .ok()
+        .filter(|port| *port > 0)
+        .ok_or("write a port from 1 to 65535 behind the last `:`")?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address
+            .parse::<std::net::Ipv6Addr>()
+            .map_err(|_| "write an IPv6 address in the brackets")?
+            .to_string(),
+        None if host.contains(':') => return Err("write IPv6 in brackets: `[2001:db8::1]:993`".to_owned()),
+        None => match url::Host::parse(host).map_err(|_| "write a DNS name or an address before the `:`")? {
+            url::Host::Domain(name) => name,
+            url::Host::Ipv4(address) => address.to_string(),
+            url::Host::Ipv6(address) => address.to_string(),
+        },
+    };
+    Ok((host, port))
+}
+
+/// Two listeners, or a listener and the status page, that want the same port of the same address.
+fn check_ports(reader: &Reader<'_>, drafts: &[Draft], admin: Option<&Vec<At<SocketAddr>>>) {
+    let mut taken: Vec<(&At<SocketAddr>, &str)> = Vec::new();
+    let listeners = drafts.iter().map(|draft| (draft.name.value.as_str(), &draft.listen));
+    for (index, (name, list)) in listeners.chain(admin.map(|list| ("admin", list))).enumerate() {
+        let before = taken.len();
+        for address in list {
+            let clash = taken.iter().take(before).find(|(other, _)| overlap(other.value, address.value));
+            if let Some((other, owner)) = clash {
+                let what = format!("`{}` is taken by `{owner}`", address.value);
+                let place = match other.at.line {
+                    0 => String::new(),
+                    line => format!(" on line {line}"),
+                };
+                reader.problem(address.at, format!("{what}{place}"), "give each of them a port of its own");
+            }
+            taken.push((address, name));
+        }
+        debug_assert!(index <= drafts.len(), "the status page comes last");
+    }
+}
+
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let all_of = |any: IpAddr, other: IpAddr| any.is_unspecified() && any.is_ipv4() == other.is_ipv4();
+    let dual = |any: IpAddr| any.is_unspecified() && any.is_ipv6();
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip()
+            || all_of(a.ip(), b.ip())
+            || all_of(b.ip(), a.ip())
+            || dual(a.ip())
+            || dual(b.ip()))
+}
+
+/// Listeners that speak TLS need a certificate.
+fn check_front_tls(reader: &Reader<'_>, top: &Section<'_>) {
+    let has_any = matches!(top.get("tls").map(|node| &node.kind), Some(Kind::Map(pairs))
+        if pairs.iter().any(|(key, _)| matches!(key.scalar(), Some("certificate-file" | "key-file"))));
+    if has_any {
+        // One without the other is complained about in its own section.
+        return;
+    }
+    let Some(Kind::List(listeners)) = top.get("listeners").map(|node| &node.kind) else { return };
+    for listener in listeners {
+        let Kind::Map(pairs) = &listener.kind else { continue };
+        let Some((_, value)) = pairs.iter().find(|(key, _)| key.scalar() == Some("tls")) else { continue };
+        if let Some(word @ ("starttls" | "implicit")) = value.scalar() {
+            reader.problem(
+                value.at,
+                format!("`tls: {word}` needs a certificate, and there is none"),
+                "add `certificate-file` and `key-file` to the section `tls` at the top level",
+            );
+        }
+    }
+}
+
+fn tls(reader: &Reader<'_>, node: &Node) -> Tls {
+    let Some(section) = reader.section(node, "tls", &TLS_KEYS) else { return Tls::default() };
+    let certificate = section.get("certificate-file");
+    let key = section.get("key-file");
+    if let (Some(node), None) = (certificate, key) {
+        reader.problem(node.at, "`certificate-file` needs its key", "add `key-file`");
+    }
+    if let (None, Some(node)) = (certificate, key) {
+        reader.problem(node.at, "`key-file` needs its certificate", "add `certificate-file`");
+    }
+    let version = section
+        .get("minimum-version")
+        .and_then(|node| reader.one_of(node, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
+    Tls {
+        certificate_file: certificate.and_then(|node| reader.file(node)).map(|file| file.value),
+        key_file: key.and_then(|node| reader.private_file(node)).map(|file| file.value),
+        extra_roots_file: section
+            .get("extra-roots-file")
+            .and_then(|node| reader.file(node))
+            .map(|file| file.value),
+        minimum_version: version.map(|version| version.value).unwrap_or_default(),
+        post_quantum: section.get("post-quantum").and_then(|node| reader.flag(node)).unwrap_or(true),
+    }
+}
+
+fn entries(reader: &Reader<'_>, top: &Section<'_>) -> Vec<Entry> {
+    let nodes = match top.get("accounts").map(|node| (&node.kind, node)) {
+        Some((Kind::List(items), _)) => items.as_slice(),
+        Some((Kind::Null, _)) | None => &[],
+        Some((Kind::Scalar(_) | Kind::Map(_), node)) => {
+            let what = format!("expected a list of accounts, found {}", shown(node));
+            reader.problem(node.at, what, "write `- user: …` for each of them");
+            &[]
+        }
+    };
+    let mut entries: Vec<Entry> = Vec::new();
+    for node in nodes {
+        let Some(entry) = entry(reader, node) else { continue };
+        let hidden = entries
+            .iter()
+            .find(|earlier| earlier.user.value == entry.user.value || earlier.user.value.as_str() == "*");
+        if let Some(earlier) = hidden {
+            let what = format!("this account is never reached: line {} matches first", earlier.user.at.line);
+            reader.remark(entry.user.at, what, "move it up, or remove it");
+        }
+        entries.push(entry);
+    }
+    entries
+}
+
+fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
+    let known: Vec<&'static str> = ACCOUNT_KEYS.iter().chain(&oauth::KEYS).copied().collect();
+    let section = reader.section(node, "accounts", &known)?;
+    let text = |key: &str, expected: &str| {
+        section
+            .get(key)
+            .and_then(|node| reader.text(node, expected))
+            .map(|text| text.value.as_str().to_owned())
+    };
+    if section.get("user").is_none() {
+        reader.problem(
+            section.at,
+            "`user` is missing in this account",
+            "add it, e.g. `user: \"*@contoso.com\"`",
+        );
+    }
+    let user = section.get("user").and_then(|node| reader.text(node, "a user name, `*` for any characters"));
+    let mailbox = text("mailbox", "the address of a mailbox");
+    let mailbox_smtp = text("mailbox-smtp", "the address of a mailbox");
+    let password_hashes = password_hashes(reader, &section);
+    let oauth = OAuth::read(reader, &section);
+    let user = user?;
+    Some(Entry {
+        user: At { value: UserPattern::new(&user.value), at: user.at },
+        mailbox,
+        mailbox_smtp,
+        password_hashes,
+        guarded: section.get("password-hash").is_some() || section.get("password-hash-file").is_some(),
+        oauth,
+    })
+}
+
+fn password_hashes(reader: &Reader<'_>, section: &Section<'_>) -> Vec<String> {
+    let mut hashes = Vec::new();
+    let mut take = |at: Place, text: &str| match PasswordHash::new(text) {
+        Ok(hash) if hash.algorithm.as_str() == "argon2id" && hash.hash.is_some() && hash.salt.is_some() => {
+            hashes.push(text.to_owned());
+        }
+        _ => reader.problem(
+            at,
+            "this password hash cannot be read",
+            "write an Argon2id hash whole, from `$argon2id$` to its end, in single quotes",
+        ),
+    };
+    if let (Some(_), Some(at)) = (section.get("password-hash"), section.key_at("password-hash-file")) {
+        reader.both(at, "password-hash", "password-hash-file");
+    }
+    if let Some(node) = section.get("password-hash") {
+        let items = reader.list(node, "an Argon2id hash, or a list of them");
+        if items.is_empty() && !matches!(node.kind, Kind::Map(_)) {
+            reader.problem(
+                node.at,
+                "expected an Argon2id hash, found nothing",
+                "put one in, or remove the key",
+            );
+        }
+        for item in items {
+            if let Some(text) = reader.text(item, "an Argon2id hash") {
+                take(item.at, text.value.trim());
+            }
+        }
+    } else if let Some(node) = section.get("password-hash-file")
+        && let Some(content) = reader.private_content(node)
+    {
+        let lines = content.value.expose().lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.for_each(|line| take(node.at, line));
+    }
+    hashes
+}
+
+/// Deals the accounts out to the listeners.
+struct Dealing<'a> {
+    reader: &'a Reader<'a>,
+    top: &'a OAuth,
+    /// The section `oauth`.
+    at: Place,
+    entries: &'a [Entry],
+    /// Nobody but `entries`.
+    only: bool,
+}
+
+impl Dealing<'_> {
+    /// The accounts as one listener sees them. Equal applications are one.
+    fn accounts(&self, draft: &Draft, applications: &mut Vec<Arc<Application>>) -> Vec<Arc<Account>> {
+        let reader = self.reader;
+        let listeners = draft.oauth.over(self.top);
+        if let Some((at, permission)) = listeners.leaves_out(draft.protocol) {
+            reader.remark(
+                at,
+                format!("this scope leaves out `{permission}`, which listener `{}` needs", draft.name.value),
+                "add it, or remove `scope`: each protocol then asks for its own",
+            );
+        }
+        let mut accounts = Vec::new();
+        let everybody = Entry {
+            user: At { value: UserPattern::new("*"), at: self.at },
+            mailbox: None,
+            mailbox_smtp: None,
+            password_hashes: Vec::new(),
+            guarded: false,
+            oauth: OAuth::default(),
+        };
+        let caught = self.entries.iter().any(|entry| entry.user.value.as_str() == "*");
+        let last = (!self.only && !caught).then_some(&everybody);
+        for entry in self.entries.iter().chain(last) {
+            let oauth = entry.oauth.over(&listeners);
+            let Some(application) = oauth.application(reader, self.at) else { continue };
+            let is_fixed = draft.fixed_account.as_ref().is_some_and(|user| {
+                entry.user.value.as_str() == user.value.to_lowercase() && !draft.allow_from.is_empty()
+            });
+            if !is_fixed && !entry.guarded {
+                self.check_password(entry, &oauth, &application);
+            }
+            let known = applications.iter().find(|known| ***known == application).map(Arc::clone);
+            let application = known.unwrap_or_else(|| {
+                let new = Arc::new(application);
+                applications.push(Arc::clone(&new));
+                new
+            });
+            accounts.push(Arc::new(Account {
+                user: entry.user.value.clone(),
+                mailbox: entry.mailbox.clone(),
+                mailbox_smtp: entry.mailbox_smtp.clone(),
+                application,
+                password_hashes: entry.password_hashes.clone(),
+            }));
+        }
+        if let Some(user) = &draft.fixed_account
+            && !self.entries.iter().chain(last).any(|entry| entry.user.value.matches(&user.value))
+        {
+            let what = format!("no account matches `fixed-account: {}`", user.value);
+            reader.problem(user.at, what, "add it to `accounts`");
+        }
+        accounts
+    }
+
+    /// Where the identity provider does not see the password, somebody else has to check it.
+    fn check_password(&self, entry: &Entry, oauth: &OAuth, application: &Application) {
+        let Some(grant) = application.grants.iter().find(|grant| !grant.checks_password()) else { return };
+        let pattern = entry.user.value.as_str();
+        let whose = match (&entry.mailbox, pattern.contains('*')) {
+            (Some(mailbox), _) => format!("the mailbox `{mailbox}`"),
+            (None, false) => format!("the mailbox `{pattern}`"),
+            (None, true) if pattern == "*" => "every mailbox that the application may open".to_owned(),
+            (None, true) => format!("every mailbox of `{pattern}`"),
+        };
+        let at = if entry.user.at == self.at { oauth.grants_at().unwrap_or(self.at) } else { entry.user.at };
+        self.reader.problem(
+            at,
+            format!(
+                "{whose} would be open, with any password, to whoever reaches a listener: `grant: {}` does not \
+                 check it",
+                grant.as_str()
+            ),
+            if pattern == "*" && entry.user.at == self.at {
+                "list users under `accounts`, each with a `password-hash`, and write `accounts-only: true`"
+            } else {
+                "add `password-hash` with an Argon2id hash of a password that you choose"
+            },
+        );
+    }
+}
+
+fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
+    let mut tokens = Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE };
+    let Some(section) = node.and_then(|node| reader.section(node, "tokens", &TOKEN_KEYS)) else {
+        return tokens;
+    };
+    if let Some(margin) = section.get("refresh-margin").and_then(|node| reader.duration(node)) {
+        tokens.refresh_margin = margin;
+    }
+    if let Some(node) = section.get("store") {
+        if let Some(store) = store(reader, node) {
+            tokens.store = store;
+        }
+    }
+    if let Some(password) = reader.secret(&section, "store-password") {
+        match &mut tokens.store {
+            Store::Redis(url) if url.password().is_none() => {
+                // Only a URL without a host refuses, and this one has one.
+                let _refused = url.set_password(Some(password.value.expose()));
+            }
+            Store::Redis(_) => {
+                reader.both(password.at, "store-password", "a password in the URL of the store")
+            }
+            Store::Memory | Store::File(_) => {
+                reader.problem(password.at, "`store-password` belongs to a `redis://` store", "remove it");
+            }
+        }
+    }
+    if let (Some(_), Some(at)) = (section.get("key"), section.key_at("key-file")) {
+        reader.both(at, "key", "key-file");
+    }
+    tokens.key = match (section.get("key"), section.get("key-file")) {
+        (Some(node), _) => reader
+            .text(node, "the store's key: 32 bytes as base64 or hex")
+            .map(|key| KeySource::Value(crate::secret::Secret::new(key.value.as_str()))),
+        (None, Some(node)) => reader.private_file(node).map(|file| KeySource::File(file.value)),
+        (None, None) => None,
+    };
+    let keyless = section.get("key").is_none() && section.get("key-file").is_none();
+    if let (false, true, Some(node)) = (tokens.store == Store::Memory, keyless, section.get("store")) {
+        reader.problem(
+            node.at,
+            "a store that outlives the process is encrypted, and there is no key",
+            "make one with `openssl rand -base64 32 > token-store-key`, and add `key-file: token-store-key`",
+        );
+    }
+    tokens
+}
+
+fn store(reader: &Reader<'_>, node: &Node) -> Option<Store> {
+    let expected = "`memory`, `file:` with a path, or a `redis://` URL";
+    let store = reader.parse(node, expected, |text| match text.split_once(':') {
+        None if text == "memory" => Ok(Store::Memory),
+        Some(("file", path)) if !path.is_empty() => {
+            let path = path.strip_prefix("//").filter(|path| path.starts_with('/')).unwrap_or(path);
+            Ok(Store::File(reader.base.join(path)))
+        }
+        Some(("redis" | "rediss", _)) => match Url::parse(text) {
+            Ok(url) if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(Store::Redis(url)),
+            Ok(_) | Err(_) => Err("write it like `rediss://redis.example.com:6379`".to_owned()),
+        },
+        _ => Err(nearest(text, ["memory"]).map(|near| format!("did you mean `{near}`?")).unwrap_or_default()),
+    })?;
+    if let Store::Redis(url) = &store.value {
+        if !cfg!(feature = "redis") {
+            reader.problem(
+                node.at,
+                "this build knows no `redis://`",
+                "take the build with the feature `redis`",
+            );
+        } else if url.scheme() == "redis" && !is_loopback(url) {
+            let what =
+                "`redis://` is clear text: tokens are encrypted on the way, the password of the store is not";
+            reader.remark(node.at, what, "write `rediss://` where the server speaks TLS");
+        }
+    }
+    Some(store.value)
+}
+
+fn guard(reader: &Reader<'_>, node: Option<&Node>, locks_out_early: bool) -> Guard {
+    let mut guard = Guard {
+        wrong_password_hold: 10 * MINUTE,
+        wrong_passwords_per_user: if locks_out_early { 2 } else { 5 },
+        budget_window: 10 * MINUTE,
+        tarpit: 5 * SECOND,
+    };
+    let Some(section) = node.and_then(|node| reader.section(node, "guard", &GUARD_KEYS)) else {
+        return guard;
+    };
+    for (key, value) in [
+        ("wrong-password-hold", &mut guard.wrong_password_hold),
+        ("budget-window", &mut guard.budget_window),
+        ("tarpit", &mut guard.tarpit),
+    ] {
+        if let Some(duration) = section.get(key).and_then(|node| reader.duration(node)) {
+            *value = duration;
+        }
+    }
+    let count = section.get("wrong-passwords-per-user").and_then(|node| reader.count(node, 1, 1000));
+    if let Some(count) = count.and_then(|count| u32::try_from(count).ok()) {
+        let most = if locks_out_early { 2 } else { 9 };
+        if let (true, Some(at)) = (count > most, section.key_at("wrong-passwords-per-user")) {
+            reader.remark(
+                at,
+                format!("Entra locks the account out after {} wrong passwords", most + 1),
+                format!("write {most} or less, unless the tenant's own threshold is higher"),
+            );
+        }
+        guard.wrong_passwords_per_user = count;
+    }
+    guard
+}
+
+fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
+    let mut limits = Limits {
+        sessions: 10_000,
+        sessions_per_user: 100,
+        login_timeout: 30 * SECOND,
+        // An IMAP client that idles says something every 29 minutes (RFC 2177).
+        idle_timeout: 35 * MINUTE,
+        drain_timeout: 30 * SECOND,
+        refusals_per_session: 3,
+    };
+    let Some(section) = node.and_then(|node| reader.section(node, "limits", &LIMIT_KEYS)) else {
+        return limits;
+    };
+    for (key, value) in [
+        ("login-timeout", &mut limits.login_timeout),
+        ("idle-timeout", &mut limits.idle_timeout),
+        ("drain-timeout", &mut limits.drain_timeout),
+    ] {
+        if let Some(duration) = section.get(key).and_then(|node| reader.duration(node)) {
+            *value = duration;
+        }
+    }
+    for (key, value) in
+        [("sessions", &mut limits.sessions), ("sessions-per-user", &mut limits.sessions_per_user)]
+    {
+        let count = section.get(key).and_then(|node| reader.count(node, 1, 1_000_000));
+        if let Some(count) = count.and_then(|count| usize::try_from(count).ok()) {
+            *value = count;
+        }
+    }
+    let refusals = section.get("refusals-per-session").and_then(|node| reader.count(node, 1, 255));
+    if let Some(refusals) = refusals.and_then(|refusals| u8::try_from(refusals).ok()) {
+        limits.refusals_per_session = refusals;
+    }
+    limits
+}
+
+fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> {
+    let default = vec![At { value: SocketAddr::from(([127, 0, 0, 1], 9143)), at: Place::default() }];
+    let Some(node) = top.get("admin") else { return Some(default) };
+    if node.scalar() == Some("off") {
+        return None;
+    }
+    let Some(section) = reader.section(node, "admin", &["listen"]) else { return Some(default) };
+    let Some(node) = section.get("listen") else { return Some(default) };
+    if node.scalar() == Some("off") {
+        return None;
+    }
+    let listen = reader.addresses(node);
+    if let Some(exposed) = listen.iter().find(|address| !address.value.ip().is_loopback()) {
+        let what = format!("the status page is open to whoever reaches `{}`", exposed.value);
+        reader.remark(
+            exposed.at,
+            what,
+            "listen on 127.0.0.1 unless a probe or Prometheus has to come from outside",
+        );
+    }
+    Some(listen)
+}
+
+fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
+    let Some(section) = node.and_then(|node| reader.section(node, "log", &["level", "format"])) else {
+        return log;
+    };
+    if let Some(level) = section.get("level").and_then(|node| {
+        reader.parse(node, "a level: `error`, `warn`, `info`, `debug` or `trace`", |text| {
+            // `info,mailkey::token=debug`: a filter in tracing's syntax.
+            let known = |part: &str| {
+                part.rsplit('=')
+                    .next()
+                    .is_some_and(|level| LEVELS.contains(&level.trim().to_ascii_lowercase().as_str()))
+            };
+            if text.split(',').all(known) {
+                return Ok(text.to_owned());
+            }
+            Err(nearest(text, LEVELS).map(|near| format!("did you mean `{near}`?")).unwrap_or_default())
+        })
+    }) {
+        log.level = level.value;
+    }
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    if let Some(format) = section.get("format").and_then(|node| reader.one_of(node, &formats)) {
+        log.format = format.value;
+    }
+    log
+}
+
+/// Says of listeners towards Exchange Online when EWS ends there.
+pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
+    let mut client_ids: BTreeMap<&str, ()> = BTreeMap::new();
+    let mut name = None;
+    for listener in &config.listeners {
+        let Upstream::Http(url) = &listener.upstream else { continue };
+        let online = url.host_str().is_some_and(|host| {
+            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"]
+                .iter()
+                .any(|end| host.ends_with(end))
+        });
+        if online {
+            name = name.or(Some(listener.name.as_str()));
+            client_ids.extend(listener.accounts.iter().map(|a| (a.application.client_id.as_str(), ())));
+        }
+    }
+    let Some(name) = name else { return };
+    let ids =
+        client_ids.into_keys().filter(|id| !id.is_empty()).map(|id| format!("`{id}`")).collect::<Vec<_>>();
+    reader.remark(
+        place_of_listener(root, name),
+        "EWS ends in Exchange Online for good on 1 April 2027; until then it is off unless a tenant switches it on",
+        format!(
+            "run `Set-OrganizationConfig -EwsEnabled $true -EwsAllowedAppIDs …` with {} added to the IDs that are \
+             in the list already",
+            ids.join(", ")
+        ),
+    );
+}
+
+fn place_of_listener(root: &Node, name: &str) -> Place {
+    let field = |node: &Node, key: &str| -> Option<Place> {
+        let Kind::Map(pairs) = &node.kind else { return None };
+        pairs.iter().find(|(k, v)| k.scalar() == Some(key) && v.scalar() == Some(name)).map(|(_, v)| v.at)
+    };
+    let Kind::Map(top) = &root.kind else { return Place::default() };
+    let listeners =
+        top.iter().find(|(key, _)| key.scalar() == Some("listeners")).map(|(_, value)| &value.kind);
+    let Some(Kind::List(items)) = listeners else { return Place::default() };
+    items.iter().find_map(|item| field(item, "name")).unwrap_or_default()
+}
