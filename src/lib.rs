@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod ews;
 pub mod explain;
 pub mod protocol;
 pub mod secret;
