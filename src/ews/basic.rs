@@ -68,10 +68,9 @@ mod tests {
     fn pair(raw: &[u8]) -> Option<(String, String)> {
         match of(format!("Basic {}", STANDARD.encode(raw)).as_bytes()) {
             Presented::Basic(found) => Some((found.user, found.password.expose().to_owned())),
-            Presented::Nothing
-            | Presented::OtherScheme
-            | Presented::Unusable(_)
-            | Presented::Ambiguous => None,
+            Presented::Nothing | Presented::OtherScheme | Presented::Unusable(_) | Presented::Ambiguous => {
+                None
+            }
         }
     }
 

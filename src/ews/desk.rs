@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::uri::{Authority, InvalidUri, Scheme};
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Bytes;
 
 use crate::config::model::{Limits, Listener, Upstream};
-use crate::explain::Explanation;
+use crate::explain::{Explain as _, Explanation};
 use crate::secret::AccessToken;
 use crate::telemetry::metrics::Metrics;
-use crate::token::request::{Granted, TokenRequest};
+use crate::token::request::Tokens;
+use crate::upstream::https::HttpsClient;
 
 /// A future whose kind no longer matters.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -24,18 +26,6 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A streamed body whose kind no longer matters.
 pub type BoxBody = UnsyncBoxBody<Bytes, BoxError>;
-
-/// Gives tokens: the broker, or a fake in tests.
-pub trait Tokens: Send + Sync {
-    /// A token for these credentials.
-    ///
-    /// # Errors
-    /// The whole story of why there is none.
-    fn token<'a>(&'a self, request: TokenRequest<'a>) -> BoxFuture<'a, Result<Granted, Explanation>>;
-
-    /// Upstream did not take this token: it is to be dropped, if it is still the one that is kept.
-    fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken);
-}
 
 /// Sends requests upstream: the HTTPS client, or a fake in tests.
 pub trait Sender: Send + Sync {
@@ -49,6 +39,19 @@ pub trait Sender: Send + Sync {
         request: Request<BoxBody>,
         token: AccessToken,
     ) -> BoxFuture<'_, Result<Response<BoxBody>, Explanation>>;
+}
+
+impl Sender for HttpsClient<BoxBody> {
+    fn send(
+        &self,
+        request: Request<BoxBody>,
+        token: AccessToken,
+    ) -> BoxFuture<'_, Result<Response<BoxBody>, Explanation>> {
+        Box::pin(async move {
+            let response = self.send(request, &token).await.map_err(|error| error.explain())?;
+            Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        })
+    }
 }
 
 /// All that the connections of one EWS listener share.

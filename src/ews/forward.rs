@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue, LOCATION};
+use http::header::{CONTENT_LENGTH, EXPECT, LOCATION};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -19,7 +19,7 @@ use super::wire::WireState;
 use super::{answer, target};
 use crate::clock;
 use crate::config::model::{Account, Grant, Protocol};
-use crate::explain::{Explain as _, Explanation, one_line};
+use crate::explain::{Explain as _, Explanation};
 use crate::secret::Credentials;
 use crate::token::request::{Granted, TokenRequest};
 
@@ -69,8 +69,13 @@ pub(super) async fn request(caller: Caller, request: Request<Incoming>) -> Respo
     let body = RequestBody::new(incoming.map_err(Into::into).boxed_unsync());
     let waits = parts.headers.contains_key(EXPECT);
     let request = Request::from_parts(parts, ());
-    let mut record =
-        Record::new(Arc::clone(&caller.desk), Arc::clone(&caller.totals), caller.peer, &request, body.clone());
+    let mut record = Record::new(
+        Arc::clone(&caller.desk),
+        Arc::clone(&caller.totals),
+        caller.peer,
+        &request,
+        body.clone(),
+    );
     match serve(&caller, request, &body, &mut record).await {
         Ok((response, seat)) => {
             record.relaying(response.status());
@@ -106,7 +111,8 @@ fn stopped(stop: Stop, record: &mut Record) -> (Response<BoxBody>, bool) {
         }
         Stop::Lost(why) => {
             // Not a 503: that would ask the client to send again what may have been carried out.
-            let answer = answer::plain(StatusCode::BAD_GATEWAY, "the mail service broke off before it answered");
+            let answer =
+                answer::plain(StatusCode::BAD_GATEWAY, "the mail service broke off before it answered");
             record.refused(*why, answer.status());
             (answer, true)
         }
@@ -139,7 +145,10 @@ async fn serve(
 /// Checks that need no user: framing, host, path.
 fn admit(caller: &Caller, request: &Request<()>) -> Result<Uri, Stop> {
     let bad = |why| {
-        Stop::HungUp(answer::plain(StatusCode::BAD_REQUEST, "the request cannot be read in one way only"), why)
+        Stop::HungUp(
+            answer::plain(StatusCode::BAD_REQUEST, "the request cannot be read in one way only"),
+            why,
+        )
     };
     if caller.wire.is_ambiguous() {
         return Err(bad("its length can be read in two ways"));
@@ -162,7 +171,9 @@ fn identify(desk: &Desk, request: &Request<()>, record: &mut Record) -> Result<S
     let credentials = match basic::presented(request.headers()) {
         Presented::Basic(credentials) => credentials,
         Presented::Nothing => return Err(Stop::TurnedAway(answer::challenge(), "not signed in")),
-        Presented::OtherScheme => return Err(Stop::TurnedAway(answer::challenge(), "another scheme than Basic")),
+        Presented::OtherScheme => {
+            return Err(Stop::TurnedAway(answer::challenge(), "another scheme than Basic"));
+        }
         Presented::Unusable(why) => return Err(EwsError::BadAuthorization { why }.into()),
         Presented::Ambiguous => {
             let answer = answer::plain(StatusCode::BAD_REQUEST, "more than one Authorization header");
@@ -185,7 +196,7 @@ async fn token(desk: &Desk, who: &SignIn) -> Result<Granted, Explanation> {
     let after = desk.limits.login_timeout;
     let asked = ask(desk, who);
     let deadline = asked.deadline;
-    match tokio::time::timeout_at(deadline, desk.tokens.token(asked)).await {
+    match tokio::time::timeout_at(deadline, desk.tokens.token(&asked)).await {
         Ok(granted) => granted,
         Err(_) => Err(EwsError::LoginTimedOut { after }.explain()),
     }
@@ -242,9 +253,10 @@ async fn send(
     granted: &Granted,
     body: &RequestBody,
 ) -> Result<Response<BoxBody>, Stop> {
-    desk.sender.send(request, granted.token.clone()).await.map_err(|why| {
-        if body.octets() > 0 { Stop::Lost(Box::new(why)) } else { why.into() }
-    })
+    desk.sender
+        .send(request, granted.token.clone())
+        .await
+        .map_err(|why| if body.octets() > 0 { Stop::Lost(Box::new(why)) } else { why.into() })
 }
 
 /// Upstream refused the token: drops it, and sends the same again with a fresh one, exactly once, if all of the
@@ -299,18 +311,15 @@ fn for_mail_client(
         let wordless = body.is_end_stream() || head.headers.contains_key("restrict-access-confirm");
         record.warn(&if wordless { EwsError::Disabled } else { EwsError::Forbidden }.explain());
     }
-    let mut reason = head.extensions.remove::<ReasonPhrase>();
+    let reason = head.extensions.remove::<ReasonPhrase>();
     head.extensions.clear();
     if head.status == StatusCode::TOO_MANY_REQUESTS {
         // EWS clients know 503 and its Retry-After; hardly one knows 429.
         head.status = StatusCode::SERVICE_UNAVAILABLE;
-        reason = None;
+    } else if let Some(reason) = reason {
+        // Java and .NET read the unlock page of a locked account out of the reason of a 456.
+        head.extensions.insert(reason);
     }
-    head.extensions.extend(reason.map(|reason| {
-        let mut kept = http::Extensions::new();
-        kept.insert(reason);
-        kept
-    }).unwrap_or_default());
     headers::for_mail_client(&mut head.headers, desk.plain);
     head.version = http::Version::HTTP_11;
     Ok(Response::from_parts(head, body))

@@ -22,7 +22,10 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, mailbox: &str) {
         headers.remove(name);
     }
     drop_matching(headers, |name| {
-        name == "forwarded" || name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "x-original-url"
+        name == "forwarded"
+            || name.starts_with("x-forwarded-")
+            || name == "x-real-ip"
+            || name == "x-original-url"
     });
     let routable = mailbox.contains('@') && mailbox.bytes().all(|b| b.is_ascii_graphic());
     if !headers.contains_key(&ANCHOR)
@@ -253,7 +256,10 @@ mod tests {
     #[test]
     fn cookies_stay_one_header_each_and_lose_only_what_would_keep_them_from_coming_back() {
         let given = [
-            ("set-cookie", "exchangecookie=abc; expires=Tue, 23-Nov-2027 10:00:00 GMT; path=/; secure; HttpOnly"),
+            (
+                "set-cookie",
+                "exchangecookie=abc; expires=Tue, 23-Nov-2027 10:00:00 GMT; path=/; secure; HttpOnly",
+            ),
             ("set-cookie", "X-BackEndCookie=a=b; Domain=outlook.office365.com; path=/EWS; Secure"),
             ("set-cookie", "secure=1"),
         ];
@@ -272,10 +278,7 @@ mod tests {
                 "secure=1",
             ]
         );
-        assert_eq!(
-            cookies(false),
-            [given[0].1, "X-BackEndCookie=a=b; path=/EWS; Secure", "secure=1"]
-        );
+        assert_eq!(cookies(false), [given[0].1, "X-BackEndCookie=a=b; path=/EWS; Secure", "secure=1"]);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub enum Ended {
     Closed,
     /// Within a request: the mail client left, spoke no HTTP, was too slow, or upstream broke off.
     Broken,
-    /// No byte either way for `idle-timeout`.
+    /// No byte either way for `idle-timeout`, or no request within `login-timeout`.
     Idle,
     /// The proxy stops, and the connection did not come to its end in time.
     Stopped,
@@ -125,7 +125,11 @@ pub async fn serve(io: BoxIo, peer: SocketAddr, desk: Arc<Desk>, cancel: Cancell
             let idle_by = state.moved() + limits.idle_timeout;
             let wake = stop_by.map_or(idle_by, |stop_by| stop_by.min(idle_by));
             tokio::select! {
-                over = connection.as_mut() => break if over.is_ok() { Ended::Closed } else { Ended::Broken },
+                over = connection.as_mut() => break match over {
+                    Ok(()) => Ended::Closed,
+                    Err(error) if error.is_timeout() => Ended::Idle,
+                    Err(_) => Ended::Broken,
+                },
                 () = cancel.cancelled(), if stop_by.is_none() => {
                     connection.as_mut().graceful_shutdown();
                     stop_by = Some(clock::now() + limits.drain_timeout);

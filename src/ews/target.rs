@@ -46,10 +46,8 @@ mod tests {
     use super::*;
 
     fn upstream_of(target: &str) -> Option<String> {
-        let origin = Origin {
-            scheme: http::uri::Scheme::HTTPS,
-            authority: "outlook.office365.com".parse().unwrap(),
-        };
+        let origin =
+            Origin { scheme: http::uri::Scheme::HTTPS, authority: "outlook.office365.com".parse().unwrap() };
         upstream(&target.parse().ok()?, &Method::POST, &origin).map(|uri| uri.to_string())
     }
 
@@ -72,11 +70,29 @@ mod tests {
     #[test]
     fn nothing_else_leads_anywhere() {
         for asked in [
-            "/", "/EWS", "/EWS/", "*", "/EWSX/Exchange.asmx", "/Microsoft-Server-ActiveSync", "/owa/",
-            "/EWS/../owa/", "/EWS/%2e%2e/owa/", "/EWS/%2E%2E/owa", "/EWS/./x", "//EWS/Exchange.asmx",
-            "//evil.example/EWS/x", "/EWS//Exchange.asmx", "/EWS/..\\owa", "/EWS\\Exchange.asmx",
-            "/x/EWS/Exchange.asmx", "/EWS/a%2fb", "/EWS/a;b", "evil.example:443", "/%45WS/Exchange.asmx",
-            "/autodiscover/autodiscover.xml", "/EWS/@evil.example/",
+            "/",
+            "/EWS",
+            "/EWS/",
+            "*",
+            "/EWSX/Exchange.asmx",
+            "/Microsoft-Server-ActiveSync",
+            "/owa/",
+            "/EWS/../owa/",
+            "/EWS/%2e%2e/owa/",
+            "/EWS/%2E%2E/owa",
+            "/EWS/./x",
+            "//EWS/Exchange.asmx",
+            "//evil.example/EWS/x",
+            "/EWS//Exchange.asmx",
+            "/EWS/..\\owa",
+            "/EWS\\Exchange.asmx",
+            "/x/EWS/Exchange.asmx",
+            "/EWS/a%2fb",
+            "/EWS/a;b",
+            "evil.example:443",
+            "/%45WS/Exchange.asmx",
+            "/autodiscover/autodiscover.xml",
+            "/EWS/@evil.example/",
         ] {
             assert_eq!(upstream_of(asked), None, "{asked}");
         }

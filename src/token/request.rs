@@ -55,3 +55,15 @@ impl Origin {
         }
     }
 }
+
+/// A future that a trait object can give.
+pub type TokenFuture<'a> =
+    std::pin::Pin<Box<dyn Future<Output = Result<Granted, crate::explain::Explanation>> + Send + 'a>>;
+
+/// Whoever gives tokens: the broker, or a stand-in in a test.
+pub trait Tokens: Send + Sync + std::fmt::Debug {
+    /// A token for these credentials, or the story of why there is none.
+    fn token<'a>(&'a self, request: &'a TokenRequest<'a>) -> TokenFuture<'a>;
+    /// Upstream refused this token: it is dropped, so that the next question fetches a new one.
+    fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken);
+}
