@@ -136,7 +136,11 @@ async fn serve(
     let onward = Onward::new(request, uri, &who.mailbox, body);
     let mut response = send(desk, onward.build(body.lend()), &granted, body).await?;
     if response.status() == StatusCode::UNAUTHORIZED {
-        response = once_more(desk, &who, &granted, &onward, body, record, &response).await?;
+        let diagnostics = headers::diagnostics(response.headers());
+        drop(response);
+        record.token_refused(&diagnostics);
+        desk.tokens.refused_upstream(&ask(desk, &who), &granted.token);
+        response = once_more(desk, &who, &onward, body, record, diagnostics).await?;
     }
     body.forget_copy();
     Ok((for_mail_client(desk, response, record)?, seat))
@@ -259,20 +263,15 @@ async fn send(
         .map_err(|why| if body.octets() > 0 { Stop::Lost(Box::new(why)) } else { why.into() })
 }
 
-/// Upstream refused the token: drops it, and sends the same again with a fresh one, exactly once, if all of the
-/// body is at hand.
+/// Upstream refused the token: sends the same again with a fresh one, exactly once, if all of the body is at hand.
 async fn once_more(
     desk: &Desk,
     who: &SignIn,
-    refused: &Granted,
     onward: &Onward,
     body: &RequestBody,
     record: &mut Record,
-    response: &Response<BoxBody>,
+    diagnostics: String,
 ) -> Result<Response<BoxBody>, Stop> {
-    let diagnostics = headers::diagnostics(response.headers());
-    record.token_refused(&diagnostics);
-    desk.tokens.refused_upstream(&ask(desk, who), &refused.token);
     let Some(whole) = body.whole().await else { return Err(EwsError::RefusedOnce { diagnostics }.into()) };
     let granted = token(desk, who).await?;
     record.granted(granted.origin);
