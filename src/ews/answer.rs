@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_the_status_that_clients_act_on() {
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         for (why, status, retry_after) in [
             (Refusal::BadCredentials, 401, None),
             (Refusal::PasswordExpired, 401, None),

@@ -41,10 +41,12 @@ struct SignIn {
 
 /// Why a request goes no further.
 enum Stop {
-    /// Nobody signed in: a status, and a reason that only a debug log shows.
-    TurnedAway(Response<BoxBody>, &'static str),
-    /// The same, and nothing behind it on this connection can be trusted.
-    HungUp(Response<BoxBody>, &'static str),
+    /// Nobody signed in; the reason is for a debug log.
+    Unknown(&'static str),
+    /// There is nothing to sign in to: status, sentence, and the reason for a debug log.
+    TurnedAway(StatusCode, &'static str, &'static str),
+    /// The request cannot be read, and nothing behind it on this connection can be trusted.
+    HungUp(&'static str),
     /// A refusal.
     Refused(Box<Explanation>),
     /// It went upstream, no answer came back, and nobody knows what became of it.
@@ -96,13 +98,18 @@ pub(super) async fn request(caller: Caller, request: Request<Incoming>) -> Respo
 /// The answer to a request that goes no further, and whether the connection may be used again.
 fn stopped(stop: Stop, record: &mut Record) -> (Response<BoxBody>, bool) {
     match stop {
-        Stop::TurnedAway(answer, why) => {
+        Stop::Unknown(why) => {
+            let answer = answer::challenge();
             record.turned_away(why, answer.status());
             (answer, true)
         }
-        Stop::HungUp(answer, why) => {
-            record.turned_away(why, answer.status());
-            (answer, false)
+        Stop::TurnedAway(status, sentence, why) => {
+            record.turned_away(why, status);
+            (answer::plain(status, sentence), true)
+        }
+        Stop::HungUp(why) => {
+            record.turned_away(why, StatusCode::BAD_REQUEST);
+            (answer::plain(StatusCode::BAD_REQUEST, "the request cannot be read in one way only"), false)
         }
         Stop::Refused(why) => {
             let answer = answer::refusal(&why.refusal);
@@ -148,21 +155,17 @@ async fn serve(
 
 /// Checks that need no user: framing, host, path.
 fn admit(caller: &Caller, request: &Request<()>) -> Result<Uri, Stop> {
-    let bad = |why| {
-        Stop::HungUp(
-            answer::plain(StatusCode::BAD_REQUEST, "the request cannot be read in one way only"),
-            why,
-        )
-    };
     if caller.wire.is_ambiguous() {
-        return Err(bad("its length can be read in two ways"));
+        return Err(Stop::HungUp("its length can be read in two ways"));
     }
     if !target::names_its_host(request) {
-        return Err(bad("not exactly one host"));
+        return Err(Stop::HungUp("not exactly one host"));
     }
-    target::upstream(request.uri(), request.method(), &caller.desk.origin).ok_or_else(|| {
-        Stop::TurnedAway(answer::plain(StatusCode::NOT_FOUND, "only /EWS/ is served here"), "not below /EWS/")
-    })
+    target::upstream(request.uri(), request.method(), &caller.desk.origin).ok_or(Stop::TurnedAway(
+        StatusCode::NOT_FOUND,
+        "only /EWS/ is served here",
+        "not below /EWS/",
+    ))
 }
 
 /// Who sends this, and which account that is.
@@ -174,14 +177,12 @@ fn identify(desk: &Desk, request: &Request<()>, record: &mut Record) -> Result<S
     }
     let credentials = match basic::presented(request.headers()) {
         Presented::Basic(credentials) => credentials,
-        Presented::Nothing => return Err(Stop::TurnedAway(answer::challenge(), "not signed in")),
-        Presented::OtherScheme => {
-            return Err(Stop::TurnedAway(answer::challenge(), "another scheme than Basic"));
-        }
+        Presented::Nothing => return Err(Stop::Unknown("not signed in")),
+        Presented::OtherScheme => return Err(Stop::Unknown("another scheme than Basic")),
         Presented::Unusable(why) => return Err(EwsError::BadAuthorization { why }.into()),
         Presented::Ambiguous => {
-            let answer = answer::plain(StatusCode::BAD_REQUEST, "more than one Authorization header");
-            return Err(Stop::TurnedAway(answer, "more than one authorization"));
+            let sentence = "more than one Authorization header";
+            return Err(Stop::TurnedAway(StatusCode::BAD_REQUEST, sentence, "authorized twice"));
         }
     };
     record.user(&credentials.user, "");

@@ -176,7 +176,7 @@ impl Framing {
     /// Where the stream stands after this line. `cut`: there was more of it.
     fn after(&mut self, line: &[u8], cut: bool) -> At {
         match self.at {
-            At::Start if line.is_empty() => At::Start,
+            At::Start | At::Trailer if line.is_empty() => At::Start,
             At::Start => At::Head,
             At::Head if line.is_empty() => {
                 let (lengths, encodings) = (self.lengths, self.encodings);
@@ -200,7 +200,6 @@ impl Framing {
                 }
             }
             At::ChunkEnd if line.is_empty() => At::ChunkSize,
-            At::Trailer if line.is_empty() => At::Start,
             At::Trailer => At::Trailer,
             At::ChunkEnd | At::Body(_) | At::Chunk(_) | At::Ambiguous => At::Ambiguous,
         }

@@ -1,6 +1,5 @@
 //! What goes upstream, what comes back, and what a refused token does.
 
-use std::task::Poll;
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
@@ -24,6 +23,7 @@ async fn a_request_is_rebuilt_with_nothing_of_the_password_in_it() {
     assert_eq!((answer.status, answer.body.as_str()), (200, "<ok/>"));
     let seen = &rig.exchange.seen()[0];
     assert_eq!((seen.body.as_ref(), seen.token.as_str()), (&b"<soap/>"[..], "token-1"));
+    assert_eq!(seen.method, http::Method::POST);
     let mut fields: Vec<_> =
         seen.headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
     fields.sort();
@@ -239,18 +239,19 @@ async fn faults_and_their_headers_pass_unchanged() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_breaks_off_is_not_made_to_look_whole() {
     let rig = Rig::new();
+    let (feed, mut events) = tokio::sync::mpsc::channel::<Result<&str, &str>>(1);
     rig.exchange.then_do(|_| async {
-        let mut left = 1;
-        let body = Made(move |_: &mut std::task::Context<'_>| {
-            left -= 1;
-            Poll::Ready(Some(if left == 0 { Ok(Bytes::from_static(b"half")) } else { Err("gone".into()) }))
+        let body = Made(move |cx: &mut std::task::Context<'_>| {
+            events.poll_recv(cx).map(|part| part.map(|part| part.map(Bytes::from).map_err(Into::into)))
         });
         Ok(response(200, &[], "").map(|_| body.boxed_unsync()))
     });
     let mut client = rig.connect();
     client.write(post(USER, PASSWORD, "<x/>")).await;
     assert_eq!(client.head().await.status, 200);
+    feed.send(Ok("half")).await.unwrap();
     assert_eq!(client.chunk().await, "half");
+    feed.send(Err("gone")).await.unwrap();
     assert!(client.is_closed().await);
 }
 

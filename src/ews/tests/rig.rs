@@ -163,7 +163,7 @@ impl Tokens for Broker {
             }
             Ok(Granted {
                 token: AccessToken::new(format!("token-{number}")),
-                expires_at: clock::now() + Duration::from_secs(3600),
+                expires_at: clock::now() + Duration::from_hours(1),
                 origin: if number == 1 { Origin::Fetched } else { Origin::Cached },
             })
         })
@@ -213,7 +213,7 @@ impl Rig {
             sessions: 100,
             sessions_per_user: 2,
             login_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(1800),
+            idle_timeout: Duration::from_mins(30),
             drain_timeout: Duration::from_secs(20),
             refusals_per_session: 3,
         };
@@ -266,7 +266,7 @@ fn listener(accounts: Vec<Account>) -> Listener {
         upstream: Upstream::Http("https://outlook.office365.com/".parse().unwrap()),
         allow_from: Vec::new(),
         fixed_account: None,
-        token_expiry_margin: Duration::from_secs(300),
+        token_expiry_margin: Duration::from_mins(5),
         accounts: accounts.into_iter().map(Arc::new).collect(),
     }
 }
@@ -408,7 +408,7 @@ impl MailClient {
     pub(super) async fn is_closed(&mut self) -> bool {
         self.buffer.is_empty()
             && matches!(
-                tokio::time::timeout(Duration::from_secs(60), self.io.read(&mut [0; 64])).await,
+                tokio::time::timeout(Duration::from_mins(1), self.io.read(&mut [0; 64])).await,
                 Ok(Ok(0) | Err(_))
             )
     }
@@ -421,7 +421,7 @@ impl MailClient {
 
     async fn more(&mut self) {
         let mut bytes = vec![0; 16 << 10];
-        let read = tokio::time::timeout(Duration::from_secs(60), self.io.read(&mut bytes))
+        let read = tokio::time::timeout(Duration::from_mins(1), self.io.read(&mut bytes))
             .await
             .unwrap_or_else(|_| panic!("nothing came after {:?}", String::from_utf8_lossy(&self.buffer)))
             .unwrap();

@@ -44,9 +44,7 @@ async fn a_hundred_mebibytes_come_down_without_piling_up() {
     while let Ok(count @ 1..) = client.io.read(&mut bytes).await {
         read += count;
         most = most.max(made.load(Ordering::Relaxed).saturating_sub(read));
-        if read % 64 == 0 {
-            tokio::task::yield_now().await;
-        }
+        tokio::task::yield_now().await;
         if read >= LONG - IN_FLIGHT {
             break;
         }
@@ -96,12 +94,12 @@ fn stream() -> (mpsc::Sender<&'static str>, Arc<AtomicBool>, crate::ews::desk::B
             self.0.store(true, Ordering::SeqCst);
         }
     }
-    let (feed, mut fed) = mpsc::channel(8);
+    let (feed, mut events) = mpsc::channel(8);
     let dropped = Arc::new(AtomicBool::new(false));
     let flag = Flag(Arc::clone(&dropped));
     let body = Made(move |cx: &mut std::task::Context<'_>| {
         let _kept = &flag;
-        fed.poll_recv(cx).map(|event| event.map(|event: &str| Ok(Bytes::from_static(event.as_bytes()))))
+        events.poll_recv(cx).map(|event| event.map(|event: &str| Ok(Bytes::from_static(event.as_bytes()))))
     });
     (feed, dropped, body.boxed_unsync())
 }
