@@ -1,5 +1,6 @@
 //! Mailkey: the local authenticating mail proxy. This file is the map and defines nothing.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod ews;

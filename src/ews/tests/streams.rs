@@ -112,7 +112,7 @@ async fn every_event_of_a_stream_reaches_the_mail_client_at_once() {
     let mut client = rig.connect();
     client.write(post(USER, PASSWORD, "<GetStreamingEvents/>")).await;
     assert_eq!(client.head().await.status, 200);
-    let begun = tokio::time::Instant::now();
+    let begun = crate::clock::now();
     for event in ["<one/>", "<two/>", "<three/>"] {
         feed.send(event).await.unwrap();
         assert_eq!(client.chunk().await, event);
@@ -138,7 +138,7 @@ async fn a_mail_client_that_leaves_takes_its_stream_with_it_at_once() {
     client.write(post(USER, PASSWORD, "<GetStreamingEvents/>")).await;
     assert_eq!(client.head().await.status, 200);
     assert!(!dropped.load(Ordering::SeqCst));
-    let begun = tokio::time::Instant::now();
+    let begun = crate::clock::now();
     drop(client.io);
     client.session.await.unwrap();
     assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -159,7 +159,7 @@ async fn a_mail_client_that_leaves_before_the_answer_ends_the_request_at_once() 
     while rig.exchange.sent() < 1 {
         tokio::task::yield_now().await;
     }
-    let begun = tokio::time::Instant::now();
+    let begun = crate::clock::now();
     drop(client.io);
     client.session.await.unwrap();
     assert_eq!(begun.elapsed(), Duration::ZERO);
