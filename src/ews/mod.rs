@@ -24,9 +24,6 @@ mod record;
 mod target;
 mod wire;
 
-#[cfg(test)]
-mod tests;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -155,3 +152,6 @@ pub async fn serve(io: BoxIo, peer: SocketAddr, desk: Arc<Desk>, cancel: Cancell
         ended,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -204,6 +204,8 @@ pub(super) struct Rig {
     pub(super) seats: Seats,
     pub(super) cancel: CancellationToken,
     pub(super) limits: Limits,
+    /// In place of `exchange`.
+    pub(super) sender: Option<Arc<dyn Sender>>,
     listener: Listener,
 }
 
@@ -224,6 +226,7 @@ impl Rig {
             seats: Seats::default(),
             cancel: CancellationToken::new(),
             limits,
+            sender: None,
             listener: listener(vec![
                 account("*@contoso.com", None, Grant::Password),
                 account("scanner", Some("scans@contoso.com"), Grant::Password),
@@ -241,7 +244,7 @@ impl Rig {
         let desk = Desk::new(
             Arc::new(self.listener.clone()),
             Arc::clone(&self.broker) as Arc<dyn Tokens>,
-            Arc::new(ExchangeHandle(Arc::clone(&self.exchange))),
+            self.sender.clone().unwrap_or_else(|| Arc::new(ExchangeHandle(Arc::clone(&self.exchange)))),
             self.seats.clone(),
             self.limits.clone(),
             Arc::clone(&self.metrics),
