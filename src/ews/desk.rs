@@ -1,0 +1,184 @@
+//! What a connection needs from the rest of the program: where tokens come from, how requests go out, bounds.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::uri::{Authority, InvalidUri, Scheme};
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Bytes;
+
+use crate::config::model::{Limits, Listener, Upstream};
+use crate::explain::{Explain as _, Explanation};
+use crate::secret::AccessToken;
+use crate::telemetry::metrics::Metrics;
+use crate::token::request::Tokens;
+use crate::upstream::https::HttpsClient;
+
+/// A future whose kind no longer matters.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Any error that a body can end with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A streamed body whose kind no longer matters.
+pub type BoxBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Sends requests upstream: the HTTPS client, or a fake in tests.
+pub trait Sender: Send + Sync {
+    /// Sends one request, once, its URI absolute; adds `Authorization: Bearer` and `Host`. Both bodies are
+    /// streamed. Dropping the future or the response body ends the exchange at once.
+    ///
+    /// # Errors
+    /// Upstream could not be reached, or broke off before its response head.
+    fn send(
+        &self,
+        request: Request<BoxBody>,
+        token: AccessToken,
+    ) -> BoxFuture<'_, Result<Response<BoxBody>, Explanation>>;
+}
+
+impl Sender for HttpsClient<BoxBody> {
+    fn send(
+        &self,
+        request: Request<BoxBody>,
+        token: AccessToken,
+    ) -> BoxFuture<'_, Result<Response<BoxBody>, Explanation>> {
+        Box::pin(async move {
+            let response = self.send(request, &token).await.map_err(|error| error.explain())?;
+            Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        })
+    }
+}
+
+/// All that the connections of one EWS listener share.
+pub struct Desk {
+    /// The listener's settings.
+    pub listener: Arc<Listener>,
+    /// Where tokens come from.
+    pub tokens: Arc<dyn Tokens>,
+    /// How requests go out.
+    pub sender: Arc<dyn Sender>,
+    /// Who has how many requests under way.
+    pub seats: Seats,
+    /// Bounds.
+    pub limits: Limits,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Whether mail clients speak plain HTTP here: a cookie marked `Secure` would never come back.
+    pub plain: bool,
+    /// The only origin that requests go to.
+    pub(super) origin: Origin,
+}
+
+/// Why a listener cannot serve EWS.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    /// It leads to a mail server.
+    #[error("an EWS listener needs an `upstream` like `https://outlook.office365.com/`")]
+    NotHttp,
+    /// Its upstream is no `https` URL.
+    #[error("the `upstream` of an EWS listener starts with `https://`, not with `{0}://`")]
+    NotHttps(String),
+    /// Its host cannot stand in a request.
+    #[error("the host of the EWS upstream cannot stand in a request: {0}")]
+    Host(#[from] InvalidUri),
+}
+
+impl Desk {
+    /// Sets a desk up for one listener; whether it is plain HTTP is read off the listener.
+    ///
+    /// # Errors
+    /// The listener's upstream is no `https` origin.
+    pub fn new(
+        listener: Arc<Listener>,
+        tokens: Arc<dyn Tokens>,
+        sender: Arc<dyn Sender>,
+        seats: Seats,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, DeskError> {
+        let Upstream::Http(url) = &listener.upstream else { return Err(DeskError::NotHttp) };
+        if url.scheme() != "https" {
+            return Err(DeskError::NotHttps(url.scheme().to_owned()));
+        }
+        let host = url.host_str().unwrap_or_default();
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        let origin = Origin { scheme: Scheme::HTTPS, authority: authority.parse()? };
+        let plain = listener.tls == crate::config::model::FrontTls::Off;
+        Ok(Self { listener, tokens, sender, seats, limits, metrics, plain, origin })
+    }
+}
+
+/// Scheme, host and port of the upstream: the one place that a token is sent to.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
+}
+
+/// Counts the requests that each user has under way. Cheap to clone; clones share the count.
+#[derive(Clone, Debug, Default)]
+pub struct Seats(Arc<Mutex<HashMap<String, usize>>>);
+
+impl Seats {
+    /// Takes a seat for a user (letters of either case are the same), unless `limit` are taken.
+    pub fn take(&self, user: &str, limit: usize) -> Option<Seat> {
+        let user = user.to_lowercase();
+        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = seats.get(&user).copied().unwrap_or(0);
+        if taken >= limit {
+            return None;
+        }
+        seats.insert(user.clone(), taken + 1);
+        Some(Seat { seats: self.clone(), user })
+    }
+
+    /// How many seats are taken, all users together.
+    pub fn taken(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+}
+
+/// One request under way; dropping it frees the seat.
+#[derive(Debug)]
+pub struct Seat {
+    seats: Seats,
+    user: String,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = seats.entry(std::mem::take(&mut self.user)) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seat_comes_free_when_its_holder_leaves_and_leaves_nothing_behind() {
+        let seats = Seats::default();
+        let first = seats.take("Alice@contoso.com", 1).unwrap();
+        assert!(seats.take("alice@CONTOSO.com", 1).is_none());
+        let other = seats.take("bob@contoso.com", 1).unwrap();
+        assert_eq!(seats.taken(), 2);
+        drop(first);
+        assert!(seats.take("alice@contoso.com", 1).is_some());
+        drop(other);
+        assert!(seats.0.lock().unwrap().is_empty());
+    }
+}
