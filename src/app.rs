@@ -12,17 +12,24 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::model::{Config, FrontTls, Listener, Protocol};
+use crate::admin::{self, AdminDesk};
+use crate::clock;
+use crate::config::model::{Config, Listener, Protocol};
+use crate::ews::{self, desk::Desk};
 use crate::explain::{CauseKind, Explain, Explanation, Fault, Passes, Refusal};
+use crate::live::Live;
+use crate::seats::Seats;
 use crate::serve::listener::{Door, Visit, bind};
-use crate::serve::seats::Seats;
 use crate::serve::session;
 use crate::serve::station::Station;
 use crate::serve::tls as front_tls;
-use crate::telemetry::metrics::Metrics;
-use crate::token::broker::Broker;
+use crate::telemetry::metrics::{ListenerLabel, Metrics};
+use crate::token::broker::{Broker, BrokerSettings};
 use crate::token::endpoint::Endpoint;
+use crate::token::managed::ManagedIdentity;
+use crate::token::request::Tokens;
 use crate::token::store::{self, StoreError};
+use crate::stream::BoxIo;
 use crate::upstream::connector::Connector;
 use crate::upstream::https::HttpsClient;
 use crate::upstream::tls::{self as back_tls, TlsSetupError};
@@ -52,6 +59,9 @@ pub enum StartError {
     /// The token store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An EWS listener's upstream is of no use.
+    #[error("the EWS listener `{0}` cannot be served: {1}")]
+    Ews(String, String),
 }
 
 impl Explain for StartError {
@@ -73,6 +83,7 @@ impl Explain for StartError {
             Self::Tls(_) => ("START-TLS", "correct the `tls` section".to_owned()),
             Self::Endpoint(_) => ("START-IDENTITY", "correct `outbound-proxy` and `tls`".to_owned()),
             Self::Store(_) => ("START-STORE", "correct the `tokens` section".to_owned()),
+            Self::Ews(..) => ("START-EWS", "set its `upstream` to `https://outlook.office365.com/`".to_owned()),
         };
         Explanation {
             code: code.into(),
@@ -113,11 +124,15 @@ impl App {
         let acceptor = front_tls::acceptor(&config.tls)?;
         let endpoint = Endpoint::new(outbound_tls.clone(), config.outbound_proxy.as_ref())
             .map_err(|error| StartError::Endpoint(error.to_string()))?;
-        let kept = store::open(&config.tokens).await?;
-        let broker = Broker::new(&config, endpoint, kept, Arc::clone(&metrics));
+        let settings = BrokerSettings {
+            tokens: config.tokens.clone(),
+            guard: config.guard.clone(),
+            managed_identity: ManagedIdentity::default(),
+        };
+        let broker = Broker::new(settings, endpoint, store::open(&config.tokens)?, Arc::clone(&metrics));
         let doors = bind_all(&config)?;
         let admin = bind_admin(&config)?;
-        let mut app = Self {
+        let app = Self {
             addresses: doors.iter().map(|(listener, socket)| address(&listener.name, socket)).collect(),
             admin: admin.iter().filter_map(|socket| socket.local_addr().ok()).collect(),
             config,
@@ -127,7 +142,7 @@ impl App {
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
         };
-        app.open_doors(doors, &Arc::new(outbound_tls), acceptor.as_ref());
+        app.open_doors(doors, &Arc::new(outbound_tls), acceptor.as_ref())?;
         app.open_admin(admin);
         tokio::spawn(Arc::clone(&app.broker).renew_forever(app.stopping.clone()));
         Ok(app)
@@ -162,11 +177,11 @@ impl App {
     }
 
     fn open_doors(
-        &mut self,
+        &self,
         doors: Vec<(Arc<Listener>, TcpListener)>,
         tls: &Arc<rustls::ClientConfig>,
         acceptor: Option<&TlsAcceptor>,
-    ) {
+    ) -> Result<(), StartError> {
         let proxy = self.config.outbound_proxy.clone().map(Arc::new);
         let connector = Arc::new(Connector::new(Arc::clone(tls), proxy));
         let https = HttpsClient::new(Arc::clone(&connector));
@@ -182,8 +197,13 @@ impl App {
                 closing: self.draining.clone(),
             };
             if listener.protocol == Protocol::Ews {
-                let desk = self.ews_desk(&listener, &https, acceptor);
-                tokio::spawn(door.keep(socket, move |visit| ews_visit(Arc::clone(&desk), visit)));
+                let visitors = Arc::new(EwsVisitors {
+                    desk: Arc::new(self.ews_desk(&listener, &https, &seats)?),
+                    acceptor: listener.tls.is_implicit().then(|| acceptor.cloned()).flatten(),
+                    limit: self.config.limits.login_timeout,
+                    draining: self.draining.clone(),
+                });
+                tokio::spawn(door.keep(socket, move |visit| Arc::clone(&visitors).serve(visit)));
                 continue;
             }
             let known = stations.iter().find(|station| Arc::ptr_eq(&station.listener, &listener));
@@ -207,7 +227,87 @@ impl App {
             });
             tokio::spawn(door.keep(socket, move |visit| session::serve(Arc::clone(&station), visit)));
         }
+        Ok(())
     }
+
+    fn ews_desk(
+        &self,
+        listener: &Arc<Listener>,
+        https: &HttpsClient<ews::desk::BoxBody>,
+        seats: &Seats,
+    ) -> Result<Desk, StartError> {
+        Desk::new(
+            Arc::clone(listener),
+            Arc::clone(&self.broker) as Arc<dyn Tokens>,
+            Arc::new(https.clone()),
+            seats.clone(),
+            self.config.limits.clone(),
+            Arc::clone(&self.metrics),
+        )
+        .map_err(|error| StartError::Ews(listener.name.clone(), error.to_string()))
+    }
+
+    fn open_admin(&self, sockets: Vec<TcpListener>) {
+        let desk = Arc::new(AdminDesk {
+            source: Arc::new(Live {
+                config: Arc::clone(&self.config),
+                broker: Arc::clone(&self.broker),
+                metrics: Arc::clone(&self.metrics),
+                addresses: self.addresses.clone(),
+                started: clock::wall(),
+                draining: self.draining.clone(),
+            }),
+            metrics: Arc::clone(&self.metrics),
+            listen: self.admin.clone(),
+        });
+        for socket in sockets {
+            tokio::spawn(admin::serve(socket, Arc::clone(&desk), self.stopping.clone()));
+        }
+    }
+}
+
+/// What an EWS listener does with those who come.
+struct EwsVisitors {
+    desk: Arc<Desk>,
+    acceptor: Option<TlsAcceptor>,
+    /// For the TLS handshake.
+    limit: Duration,
+    draining: CancellationToken,
+}
+
+impl EwsVisitors {
+    async fn serve(self: Arc<Self>, visit: Visit) {
+        let Visit { io, peer, place } = visit;
+        let name = &self.desk.listener.name;
+        if place.is_none() {
+            // HTTP has no word to say before it is asked
+            tracing::warn!(listener = name, %peer, "turned away: `limits.sessions` is reached");
+            return;
+        }
+        let alive = self.desk.metrics.sessions.get_or_create_owned(&ListenerLabel { listener: name.clone() });
+        alive.inc();
+        let io: Result<BoxIo, String> = match &self.acceptor {
+            None => Ok(Box::new(io)),
+            Some(acceptor) => match timeout(self.limit, acceptor.accept(io)).await {
+                Ok(Ok(io)) => Ok(Box::new(io)),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
+            },
+        };
+        match io {
+            Ok(io) => drop(ews::serve(io, peer, Arc::clone(&self.desk), self.draining.clone()).await),
+            Err(why) => tracing::info!(listener = name, %peer, why, "TLS with the mail client failed"),
+        }
+        alive.dec();
+    }
+}
+
+/// How this machine calls itself, in SMTP's greeting.
+fn host_name() -> String {
+    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let told = told.trim();
+    let fits = !told.is_empty() && told.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
+    if fits { told.to_owned() } else { "localhost".to_owned() }
 }
 
 fn bind_all(config: &Config) -> Result<Vec<(Arc<Listener>, TcpListener)>, StartError> {

@@ -35,6 +35,7 @@
 // in the order of the flow
 pub mod cli;
 pub mod app;
+pub mod live;
 pub mod config;
 pub mod serve;
 pub mod protocol;
@@ -45,6 +46,7 @@ pub mod admin;
 // leaves
 pub mod clock;
 pub mod explain;
+pub mod seats;
 pub mod secret;
 pub mod stream;
 pub mod telemetry;

@@ -41,20 +41,20 @@ pub struct DemoArguments {
 /// Runs the demo.
 pub fn demo(wishes: &DemoArguments, out: &mut Out) -> ExitCode {
     if let Err(error) = log::start(&wishes.log, false) {
-        out.error(&format!("logging cannot start: {error}"));
+        out.complain(format_args!("logging cannot start: {error}"));
         return ExitCode::from(super::MISUSED);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            out.error(&format!("the runtime cannot start: {error}"));
+            out.complain(format_args!("the runtime cannot start: {error}"));
             return ExitCode::from(FAILED);
         }
     };
     match runtime.block_on(show(wishes, out)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Trouble { step, why }) => {
-            out.error(&format!("the demo failed at `{step}`: {why}"));
+            out.complain(format_args!("the demo failed at `{step}`: {why}"));
             ExitCode::from(FAILED)
         }
     }
@@ -74,7 +74,7 @@ fn at<E: ToString>(step: &'static str) -> impl FnOnce(E) -> Trouble {
 
 async fn show(wishes: &DemoArguments, out: &mut Out) -> Shown {
     let stage = Stage::set(!wishes.once).await?;
-    out.line(&format!(
+    out.say(format!(
         "A simulated Office 365 runs on loopback, with real TLS: identity provider {}\n\
          IMAP {}, POP3 {}, SMTP {}, EWS {}. Mailkey stands in front of it:\n",
         stage.office.authority_url(),
@@ -84,18 +84,18 @@ async fn show(wishes: &DemoArguments, out: &mut Out) -> Shown {
         stage.office.ews(),
     ));
     for (name, address) in stage.app.addresses() {
-        out.line(&format!("  {name:<5} {address}"));
+        out.say(format!("  {name:<5} {address}"));
     }
-    out.line("");
+    out.say("");
     for step in [Round::Smtp, Round::Imap, Round::Pop3, Round::Ews] {
         stage.go(step, out).await?;
     }
-    out.line("The message went in over SMTP and came back over IMAP, POP3 and EWS.");
-    out.line("The mail client only ever knew a user name and a password.\n");
+    out.say("The message went in over SMTP and came back over IMAP, POP3 and EWS.");
+    out.say("The mail client only ever knew a user name and a password.\n");
     if !wishes.once {
         stage.invite(out);
         run::asked_to_stop().await;
-        out.line("\nstopping");
+        out.say("\nstopping");
     }
     stage.clear().await;
     Ok(())
@@ -164,12 +164,12 @@ impl Stage {
         };
         let limit = || Trouble { step, why: format!("no end within {STEP_LIMIT:?}") };
         timeout(STEP_LIMIT, leg).await.map_err(|_| limit())?.map_err(at(step))?;
-        out.line(&format!("✓ {step}: user name and password, as ever"));
+        out.say(format!("✓ {step}: user name and password, as ever"));
         let mut asked = false;
         for event in self.office.journal().iter().skip(seen) {
             if let Event::Token(request) = event {
                 asked = true;
-                out.line(&format!(
+                out.say(format!(
                     "    token asked of Entra ID: grant `{}`, scope `{}` → {}",
                     request.grant,
                     request.scope,
@@ -178,12 +178,12 @@ impl Stage {
             }
         }
         if !asked {
-            out.line("    token: cached, no request");
+            out.say("    token: cached, no request");
         }
         for event in self.office.journal().iter().skip(seen) {
             out.narrate(event);
         }
-        out.line("");
+        out.say("");
         Ok(())
     }
 
@@ -191,23 +191,23 @@ impl Stage {
     fn invite(&self, out: &mut Out) {
         let (user, password) = ALICE;
         let [imap, pop3, smtp, ews] = ["imap", "pop3", "smtp", "ews"].map(|name| self.address(name));
-        out.line("It stays up. Try it yourself:\n");
-        out.line(&format!("  curl -u '{user}:{password}' 'imap://{imap}/INBOX;MAILINDEX=1'"));
-        out.line(&format!("  curl -u '{user}:{password}' 'pop3://{pop3}/1'"));
-        out.line(&format!(
+        out.say("It stays up. Try it yourself:\n");
+        out.say(format!("  curl -u '{user}:{password}' 'imap://{imap}/INBOX;MAILINDEX=1'"));
+        out.say(format!("  curl -u '{user}:{password}' 'pop3://{pop3}/1'"));
+        out.say(format!(
             "  printf 'Subject: hello\\r\\n\\r\\nfrom curl\\r\\n' | curl -u '{user}:{password}' 'smtp://{smtp}' \\\n    \
              --mail-from {user} --mail-rcpt {user} -T -"
         ));
-        out.line(&format!(
+        out.say(format!(
             "  curl -u '{user}:{password}' 'http://{ews}/EWS/Exchange.asmx' -H 'Content-Type: text/xml' -d '{}'",
             FIND.replace('\n', "")
         ));
-        out.line(&format!("  curl -u '{user}:wrong' 'imap://{imap}/INBOX'          # and see who is told what\n"));
+        out.say(format!("  curl -u '{user}:wrong' 'imap://{imap}/INBOX'          # and see who is told what\n"));
         for address in self.app.admin_addresses() {
-            out.line(&format!("Status:        http://{address}/"));
+            out.say(format!("Status:        http://{address}/"));
         }
-        out.line(&format!("Configuration: {}", self.folder.join("proxy.yaml").display()));
-        out.line("Ctrl-C ends it.");
+        out.say(format!("Configuration: {}", self.folder.join("proxy.yaml").display()));
+        out.say("Ctrl-C ends it.");
     }
 
     async fn clear(self) {
@@ -221,14 +221,14 @@ impl Stage {
 impl Out {
     fn narrate(&mut self, event: &Event) {
         match event {
-            Event::SignIn(sign_in) => self.line(&format!(
+            Event::SignIn(sign_in) => self.say(format!(
                 "    signed in upstream: {:?} {} user={}, over TLS: {}",
                 sign_in.service, sign_in.mechanism, sign_in.user, sign_in.tls
             )),
             Event::Submitted(message) => {
-                self.line(&format!("    Office 365 took {} octets for {}", message.size, message.to.join(", ")));
+                self.say(format!("    Office 365 took {} octets for {}", message.size, message.to.join(", ")));
             }
-            Event::Ews(request) => self.line(&format!(
+            Event::Ews(request) => self.say(format!(
                 "    EWS upstream: {} {} with Authorization: Bearer, Basic passed on: {}",
                 request.method, request.path, request.had_basic
             )),

@@ -104,6 +104,13 @@ pub enum FrontTls {
     Implicit,
 }
 
+impl FrontTls {
+    /// TLS from the first byte?
+    pub fn is_implicit(self) -> bool {
+        self == Self::Implicit
+    }
+}
+
 /// Where a listener leads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Upstream {

@@ -1,9 +1,7 @@
 //! What a connection needs from the rest of the program: where tokens come from, how requests go out, bounds.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use http::uri::{Authority, InvalidUri, Scheme};
 use http::{Request, Response};
@@ -13,6 +11,7 @@ use hyper::body::Bytes;
 
 use crate::config::model::{Limits, Listener, Upstream};
 use crate::explain::{Explain as _, Explanation};
+use crate::seats::Seats;
 use crate::secret::AccessToken;
 use crate::telemetry::metrics::Metrics;
 use crate::token::request::Tokens;
@@ -121,64 +120,4 @@ impl Desk {
 pub(super) struct Origin {
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
-}
-
-/// Counts the requests that each user has under way. Cheap to clone; clones share the count.
-#[derive(Clone, Debug, Default)]
-pub struct Seats(Arc<Mutex<HashMap<String, usize>>>);
-
-impl Seats {
-    /// Takes a seat for a user (letters of either case are the same), unless `limit` are taken.
-    pub fn take(&self, user: &str, limit: usize) -> Option<Seat> {
-        let user = user.to_lowercase();
-        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = seats.get(&user).copied().unwrap_or(0);
-        if taken >= limit {
-            return None;
-        }
-        seats.insert(user.clone(), taken + 1);
-        Some(Seat { seats: self.clone(), user })
-    }
-
-    /// How many seats are taken, all users together.
-    pub fn taken(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
-    }
-}
-
-/// One request under way; dropping it frees the seat.
-#[derive(Debug)]
-pub struct Seat {
-    seats: Seats,
-    user: String,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut seats = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut entry) = seats.entry(std::mem::take(&mut self.user)) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seat_comes_free_when_its_holder_leaves_and_leaves_nothing_behind() {
-        let seats = Seats::default();
-        let first = seats.take("Alice@contoso.com", 1).unwrap();
-        assert!(seats.take("alice@CONTOSO.com", 1).is_none());
-        let other = seats.take("bob@contoso.com", 1).unwrap();
-        assert_eq!(seats.taken(), 2);
-        drop(first);
-        assert!(seats.take("alice@contoso.com", 1).is_some());
-        drop(other);
-        assert!(seats.0.lock().unwrap().is_empty());
-    }
 }

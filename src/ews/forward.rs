@@ -138,7 +138,7 @@ async fn serve(
     let granted = token(desk, &who).await?;
     record.granted(granted.origin);
     let limit = desk.limits.sessions_per_user;
-    let seat = desk.seats.take(&who.credentials.user, limit).ok_or(EwsError::TooMany { limit })?;
+    let seat = desk.seats.take(&who.mailbox).ok_or(EwsError::TooMany { limit })?;
 
     let onward = Onward::new(request, uri, &who.mailbox, body);
     let mut response = send(desk, onward.build(body.lend()), &granted, body).await?;

@@ -7,7 +7,6 @@ pub mod drive;
 pub mod listener;
 pub mod offer;
 pub mod relay;
-pub mod seats;
 pub mod session;
 pub mod station;
 pub mod tls;

@@ -10,13 +10,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
 use super::relay::{Ended, Rules, relay};
-use super::seats::Seat;
 use super::station::Station;
 use super::verdict;
 use crate::clock;
 use crate::config::model::{Account, FrontTls, MailServer, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
 use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SaslMechanism, SignIn, Welcome};
+use crate::seats::Seat;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, LoginLabels, RefusalLabels, RelayLabels};
 use crate::token::catalogue::Context;
@@ -201,10 +201,9 @@ impl Session {
                     return Ok((io, rest, opened));
                 }
                 Err(BackFailure::Said(BackError::Refused { reply, .. }))
-                    if again && granted.origin != Origin::Fetched =>
+                    if again && station.tokens.refused_upstream(&request, &granted.token) =>
                 {
-                    tracing::info!(session = self.id, user, reply, "upstream refused a cached token; asking for a fresh one");
-                    station.tokens.refused_upstream(&request, &granted.token);
+                    tracing::info!(session = self.id, user, reply, "upstream refused an old token; asking for a fresh one");
                     again = false;
                 }
                 Err(failure) => {

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::drive::{self, BackFailure};
 use super::relay::{Ending, Watch};
-use super::seats::Seats;
 use super::offer;
 use crate::config::model::{BackTls, FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
 use crate::protocol::imap::back::ImapBack;
@@ -21,6 +20,7 @@ use crate::protocol::pop3::front::Pop3Front;
 use crate::protocol::smtp::back::SmtpBack;
 use crate::protocol::smtp::boundary::Boundary;
 use crate::protocol::smtp::front::SmtpFront;
+use crate::seats::Seats;
 use crate::telemetry::metrics::Metrics;
 use crate::token::request::Tokens;
 use crate::upstream::connector::Connector;

@@ -169,8 +169,9 @@ impl Tokens for Broker {
         })
     }
 
-    fn refused_upstream(&self, _request: &TokenRequest<'_>, token: &AccessToken) {
+    fn refused_upstream(&self, _request: &TokenRequest<'_>, token: &AccessToken) -> bool {
         self.dropped.lock().unwrap().push(token.for_safekeeping().to_owned());
+        true
     }
 }
 
@@ -223,7 +224,7 @@ impl Rig {
             exchange: Arc::default(),
             broker: Arc::default(),
             metrics: Arc::default(),
-            seats: Seats::default(),
+            seats: Seats::new(limits.sessions_per_user),
             cancel: CancellationToken::new(),
             limits,
             sender: None,

@@ -1,10 +1,11 @@
-//! How many sessions a user has: one more than allowed is told so, and everybody else goes on.
+//! How many sessions (IMAP, POP3, SMTP) and requests (EWS) a user has under way: one more than allowed is
+//! told so, and everybody else goes on.
 
 use std::sync::Arc;
 
 use dashmap::DashMap;
 
-/// Counts signed-in sessions by mailbox.
+/// Counts sessions and requests by mailbox. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct Seats {
     taken: Arc<DashMap<String, usize>>,
@@ -15,6 +16,11 @@ impl Seats {
     /// At most this many for each mailbox.
     pub fn new(most: usize) -> Self {
         Self { taken: Arc::default(), most }
+    }
+
+    /// How many seats are taken, all mailboxes together.
+    pub fn taken(&self) -> usize {
+        self.taken.iter().map(|entry| *entry.value()).sum()
     }
 
     /// A seat for as long as it is held; `None`: all are taken.
