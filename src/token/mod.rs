@@ -6,6 +6,16 @@
 //!                   ▼          ▼         ▼                       ▼
 //!                refusal     token     token                 store (if any)
 //! ```
+//!
+//! Never: stores a password, gives a cached token to a wrong one, or asks twice at once for the same thing.
 
+pub mod answer;
+pub mod assertion;
+pub mod breaker;
+pub mod catalogue;
+pub mod endpoint;
+pub mod entropy;
+pub mod flight;
+pub mod password;
 pub mod request;
 pub mod store;

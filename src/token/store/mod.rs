@@ -1,0 +1,125 @@
+//! Where sign-ins outlive a process, and what replicas share.
+//!
+//! The contract first; `memory`, `file` and `redis` keep it. If a store is away, logins go on without it:
+//! every caller treats an error here as "not known" and says so once in the log.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::config::model::Grant;
+use crate::secret::{AccessToken, Secret};
+
+/// A future that a trait object can give.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Which sign-in: one refresh token serves every scope and protocol of its user and application.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct SignInKey {
+    /// The authority with its directory: `https://login.microsoftonline.com/organizations`.
+    pub authority: String,
+    /// Application (client) ID.
+    pub client_id: String,
+    /// User name in lower case.
+    pub user: String,
+}
+
+/// A sign-in that was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSignIn {
+    /// How it came to be.
+    pub grant: Grant,
+    /// RFC 6749 §1.5. Rotated: the new one is stored before it is used.
+    pub refresh_token: Secret,
+    /// When somebody signed in.
+    pub signed_in_at: Timestamp,
+    /// When the refresh token was last replaced.
+    pub renewed_at: Timestamp,
+}
+
+/// A token that replicas share; bound to user, application, scope and password by its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedToken {
+    /// The token.
+    pub token: AccessToken,
+    /// By the wall clock, as two machines share it.
+    pub expires_at: Timestamp,
+}
+
+/// A keyed digest (HMAC-SHA-256 under the store's key) of what it stands for; says nothing to a reader.
+pub type Digest = [u8; 32];
+
+/// Keeps sign-ins; shares tokens, budgets and single flight between replicas where it can.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// A keyed digest of `parts`, the same on every replica that shares this store.
+    fn digest(&self, parts: &[&[u8]]) -> Digest;
+    /// The sign-in of this user, if one is stored.
+    fn sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, Option<StoredSignIn>>;
+    /// Stores a sign-in, durably, before it answers.
+    fn save_sign_in<'a>(&'a self, key: &'a SignInKey, sign_in: &'a StoredSignIn) -> StoreFuture<'a, ()>;
+    /// Removes a sign-in; whether there was one.
+    fn remove_sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, bool>;
+    /// All sign-ins, for `mailkey tokens`.
+    fn sign_ins(&self) -> StoreFuture<'_, Vec<(SignInKey, StoredSignIn)>>;
+    /// A token that another replica fetched. Stores of one process answer `None`.
+    fn shared_token<'a>(&'a self, key: &'a Digest) -> StoreFuture<'a, Option<SharedToken>>;
+    /// Shares a token; it vanishes by itself when it expires.
+    fn share_token<'a>(&'a self, key: &'a Digest, token: &'a SharedToken) -> StoreFuture<'a, ()>;
+    /// Drops a shared token that upstream refused.
+    fn unshare_token<'a>(&'a self, key: &'a Digest) -> StoreFuture<'a, ()>;
+    /// Tries to become the one replica that asks for this token. `Some` is the right to ask until the lease is
+    /// given back or `ttl` has passed; `None`: another one is asking, look for its token.
+    fn lease<'a>(&'a self, key: &'a Digest, ttl: Duration) -> StoreFuture<'a, Option<Lease>>;
+    /// Gives a lease back.
+    fn give_back<'a>(&'a self, lease: &'a Lease) -> StoreFuture<'a, ()>;
+    /// Counts one more distinct wrong password (a digest) of a user (a digest) within `window`; how many there
+    /// are now, over all replicas. Stores of one process answer `None`: the guard counts itself.
+    fn count_wrong_password<'a>(
+        &'a self,
+        user: &'a Digest,
+        password: &'a Digest,
+        window: Duration,
+    ) -> StoreFuture<'a, Option<u32>>;
+}
+
+/// The right to ask, and the fencing value that shows it is still ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// What it was taken for.
+    pub key: Digest,
+    /// Random; a lease that ran out and was taken by another is not given back by us.
+    pub fence: [u8; 16],
+}
+
+/// Why a store did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store cannot be reached or written now.
+    #[error("the token store is away: {0}")]
+    Away(String),
+    /// Its key does not open it.
+    #[error("the key does not open the token store `{0}`")]
+    WrongKey(String),
+    /// It is no store of ours, or of a newer version.
+    #[error("`{path}` is no token store of this version: {why}")]
+    Foreign {
+        /// The file or server.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Another process has it.
+    #[error("another process uses the token store `{0}`")]
+    Locked(String),
+    /// Others than us could read it.
+    #[error("`{path}` can be read by others: {why}")]
+    Exposed {
+        /// The file.
+        path: String,
+        /// Whose, which mode.
+        why: String,
+    },
+}
