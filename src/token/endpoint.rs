@@ -289,12 +289,12 @@ fn wire_error(error: &reqwest::Error, proxied: bool) -> WireError {
 
 fn tls_trouble(cause: &(dyn StdError + 'static)) -> Option<Trouble> {
     use rustls::CertificateError as Bad;
-    // An I/O error holds its cause where `source` does not show it.
-    let inner = cause
-        .downcast_ref::<std::io::Error>()
-        .and_then(std::io::Error::get_ref)
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    let error = inner.or_else(|| cause.downcast_ref::<rustls::Error>())?;
+    // An I/O error holds its cause where `source` does not show it; and they come nested.
+    let mut cause = cause;
+    while let Some(inner) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        cause = inner;
+    }
+    let error = cause.downcast_ref::<rustls::Error>()?;
     #[expect(clippy::wildcard_enum_match_arm, reason = "rustls adds variants; all others are TLS failures")]
     Some(match error {
         rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => Trouble::UntrustedIssuer,
@@ -369,6 +369,9 @@ mod tests {
                 loop {
                     let n = socket.read(&mut request[length..]).await.unwrap_or(0);
                     length += n;
+                    if request.first() == Some(&22) {
+                        break; // a TLS handshake: it gets plain text
+                    }
                     let text = String::from_utf8_lossy(&request[..length]).to_lowercase();
                     let Some((head, body)) = text.split_once("\r\n\r\n") else {
                         if n == 0 { break } else { continue }

@@ -12,10 +12,19 @@
 pub mod answer;
 pub mod assertion;
 pub mod breaker;
+pub mod broker;
+pub mod cache;
 pub mod catalogue;
 pub mod endpoint;
 pub mod entropy;
+pub mod error;
 pub mod flight;
+pub mod grant;
+pub mod guard;
+pub mod managed;
 pub mod password;
 pub mod request;
+pub mod sign_in;
 pub mod store;
+#[cfg(test)]
+mod testing;
