@@ -24,7 +24,7 @@ const ASSUMED_LIFETIME: u64 = 3600;
 const LONGEST_LIFETIME: u64 = 2 * 24 * 3600;
 
 /// Longest `Retry-After` that is obeyed to the letter.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
 
 /// Longest description that is kept, in characters.
 const MAX_DESCRIPTION: usize = 200;

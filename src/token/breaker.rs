@@ -18,7 +18,7 @@ const FAILURES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long it stays open at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// A probe that never reports back is forgotten after this long.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);

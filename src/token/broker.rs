@@ -29,24 +29,24 @@ use crate::telemetry::metrics::Metrics;
 const SHORTEST_FLIGHT: Duration = Duration::from_secs(5);
 
 /// A request goes on this long at most.
-const LONGEST_FLIGHT: Duration = Duration::from_secs(60);
+const LONGEST_FLIGHT: Duration = Duration::from_mins(1);
 
 /// A login that has a valid token in reserve waits no longer than this for a newer one.
 const STALE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where the password grant renews by refresh token, the identity provider sees the password this often at
 /// least: a changed password must not live on.
-const PROOF_LIFE: Duration = Duration::from_secs(8 * 3600);
+const PROOF_LIFE: Duration = Duration::from_hours(8);
 
 /// A token that upstream refused is dropped only if it is this old: a new one would be refused as well, and
 /// Entra takes many identical requests for a loop.
-const SHORTEST_USE: Duration = Duration::from_secs(60);
+const SHORTEST_USE: Duration = Duration::from_mins(1);
 
 /// What no client has used for this long is not renewed any more.
-const RECENT_USE: Duration = Duration::from_secs(3600);
+const RECENT_USE: Duration = Duration::from_hours(1);
 
 /// What no client has used for this long is dropped.
-const LONGEST_IDLE: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_IDLE: Duration = Duration::from_hours(24);
 
 /// How often the background task looks.
 const TICK: Duration = Duration::from_secs(15);
@@ -269,10 +269,10 @@ impl Inner {
         let (account, who) = (request.account, request.credentials);
         // The work is done even where there are no hashes, so that time tells nothing.
         let matches = self.passwords.verify(&account.password_hashes, &who.user, &who.password).await;
-        if account.password_hashes.is_empty() {
-            if let Some(&grant) = account.application.grants.iter().find(|grant| !grant.checks_password()) {
-                return Err(TokenError::Unverifiable { user: who.user.clone(), grant });
-            }
+        if account.password_hashes.is_empty()
+            && let Some(&grant) = account.application.grants.iter().find(|grant| !grant.checks_password())
+        {
+            return Err(TokenError::Unverifiable { user: who.user.clone(), grant });
         }
         if matches {
             return Ok(());
@@ -297,16 +297,24 @@ impl Inner {
         now: Instant,
     ) -> Result<Granted, TokenError> {
         let authority = question.account.application.endpoints.authority.clone();
-        let inner = Arc::clone(self);
-        let seat = self.flights.board((names.slot, names.password), move || inner.fly(question, names));
-        let started = seat.started;
         let patience = if reserve.is_some() { deadline.min(now + STALE_PATIENCE) } else { deadline };
-        let error = match timeout_at(patience, seat.wait()).await {
-            Ok(Some(Ok(granted))) if started || granted.origin != Origin::Fetched => return Ok(granted),
-            Ok(Some(Ok(granted))) => return Ok(Granted { origin: Origin::Shared, ..granted }),
-            Ok(Some(Err(error))) => error,
-            Ok(None) => TokenError::Crashed,
-            Err(_) => TokenError::Deadline { authority },
+        let mut boarded_again = false;
+        let error = loop {
+            let (inner, asked) = (Arc::clone(self), question.clone());
+            let seat = self.flights.board((names.slot, names.password), move || inner.fly(asked, names));
+            let started = seat.started;
+            match timeout_at(patience, seat.wait()).await {
+                Ok(Some(Ok(granted))) if started || granted.origin != Origin::Fetched => return Ok(granted),
+                Ok(Some(Ok(granted))) => return Ok(Granted { origin: Origin::Shared, ..granted }),
+                // It may have been a renewal in the background, which had no password to fall back to. If it
+                // was not, the guard repeats the answer.
+                Ok(Some(Err(error))) if !started && !boarded_again && error.verdict() == Verdict::Denied => {
+                    boarded_again = true;
+                }
+                Ok(Some(Err(error))) => break error,
+                Ok(None) => break TokenError::Crashed,
+                Err(_) => break TokenError::Deadline { authority },
+            }
         };
         match error.verdict() {
             // A valid token outlives an outage, and a lock-out that somebody else's guesses caused.
@@ -498,6 +506,15 @@ impl Inner {
     /// What a failure teaches about this password, this user and this application.
     async fn draw_conclusions(&self, error: &TokenError, question: &Question, names: &Names) {
         let TokenError::Refused { .. } = error else { return };
+        if question.password.is_none() && !names.local {
+            // A refresh token was refused, nothing was learnt about the password.
+            if error.verdict() != Verdict::Transient
+                && let Some(slot) = self.cache.find(&names.slot)
+            {
+                slot.drop_refresh_token(&names.password);
+            }
+            return;
+        }
         let now = clock::now();
         match error.verdict() {
             Verdict::WrongPassword if names.local => {

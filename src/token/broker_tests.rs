@@ -13,7 +13,7 @@ use crate::token::store::StoredSignIn;
 use crate::token::testing::{Provider, Reply, TestStore, account, account_with, write_token};
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// A broker, its provider, its store and one account.
 struct Scene {
@@ -687,6 +687,41 @@ async fn the_password_grant_is_renewed_in_the_background_only_by_refresh_token()
         cancel.cancel();
         task.await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_is_refused_says_nothing_against_the_password() {
+    let scene = Arc::new(Scene::new(&[Grant::Password]));
+    scene.provider.gives_refresh_tokens();
+    scene.login("right").await.unwrap();
+    scene.provider.next(Reply::error("invalid_grant", 50173));
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(Arc::clone(&scene.broker).renew_forever(cancel.clone()));
+    sleep(MINUTE * 49).await;
+    assert_eq!(scene.provider.count(), 2, "a refused refresh token is not tried again");
+    assert_eq!(scene.login("right").await.unwrap(), ("t1".to_owned(), Origin::Cached));
+    sleep(MINUTE * 2).await;
+    assert_eq!(scene.told("right").await, "t2");
+    assert_eq!(scene.provider.requests()[2].field("grant_type"), Some("password"));
+    cancel.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_boards_a_refused_renewal_still_gets_its_own_chance() {
+    let scene = Arc::new(Scene::new(&[Grant::Password]));
+    scene.provider.gives_refresh_tokens();
+    scene.login("right").await.unwrap();
+    tokio::time::advance(MINUTE * 51).await;
+    scene.provider.next(Reply::error("invalid_grant", 50173));
+    let (key, slot) = scene.broker.inner.cache.all().remove(0);
+    let question = renewal(&slot, clock::now()).unwrap();
+    let inner = Arc::clone(&scene.broker.inner);
+    let renewing = tokio::spawn(async move { inner.renew(key, &slot, question).await });
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(scene.told("right").await, "t2");
+    assert_eq!(scene.provider.count(), 3);
+    renewing.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

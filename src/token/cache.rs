@@ -85,7 +85,7 @@ impl Live {
     pub fn new(token: AccessToken, fetched_at: Instant, lifetime: Duration, margin: Duration) -> Self {
         let lifetime = lifetime.max(SHORTEST_LIFE);
         let margin = margin.min(lifetime / 2);
-        let renew_after = (lifetime - margin).max(SHORTEST_INTERVAL);
+        let renew_after = lifetime.saturating_sub(margin).max(SHORTEST_INTERVAL);
         let ahead = margin / 2 + entropy::up_to(margin / 2);
         Self {
             token,
@@ -128,6 +128,14 @@ impl Slot {
     pub fn disprove(&self, password: &Digest) {
         if let Some(entry) = self.open(password) {
             self.entry.compare_and_swap(&entry, None);
+        }
+    }
+
+    /// The refresh token of this password was refused: what it opened stays until its own end.
+    pub fn drop_refresh_token(&self, password: &Digest) {
+        if let Some(entry) = self.open(password) {
+            let without = Entry { refresh_token: None, ..Entry::clone(&entry) };
+            self.entry.compare_and_swap(&entry, Some(Arc::new(without)));
         }
     }
 
@@ -243,7 +251,7 @@ mod tests {
     use super::*;
     use crate::token::testing::account;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Duration::from_mins(1);
 
     fn entry(password: Digest, now: Instant) -> Entry {
         Entry {
@@ -274,13 +282,13 @@ mod tests {
         for (life, margin) in
             [(0, 600), (5, 600), (30, 600), (300, 600), (3600, 600), (3600, 0), (86_400, 7200)]
         {
-            let life = Duration::from_secs(life);
-            let live = Live::new(AccessToken::new("t"), now, life, Duration::from_secs(margin));
-            assert!(now + SHORTEST_INTERVAL <= live.ahead_at, "{life:?}");
-            assert!(live.ahead_at <= live.renew_at && live.renew_at <= live.expires_at, "{life:?}");
+            let lifetime = Duration::from_secs(life);
+            let live = Live::new(AccessToken::new("t"), now, lifetime, Duration::from_secs(margin));
+            assert!(now + SHORTEST_INTERVAL <= live.ahead_at, "{life}");
+            assert!(live.ahead_at <= live.renew_at && live.renew_at <= live.expires_at, "{life}");
             assert!(
-                life <= live.expires_at - now && live.expires_at - now <= life.max(SHORTEST_LIFE),
-                "{life:?}"
+                lifetime <= live.expires_at - now && live.expires_at - now <= lifetime.max(SHORTEST_LIFE),
+                "{life}"
             );
         }
     }

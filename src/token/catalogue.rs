@@ -22,7 +22,7 @@ pub fn entra(error: Option<&str>, http_status: u16, codes: &[u32], context: &Con
     let (refusal, passes) = match code {
         Some(50126 | 50064 | 50034) => (Refusal::BadCredentials, Passes::Never),
         Some(50053) => {
-            let wait = std::time::Duration::from_secs(60);
+            let wait = std::time::Duration::from_mins(1);
             (Refusal::HeldBack { retry_after: wait }, Passes::ByItself(Some(wait)))
         }
         Some(50055) => (Refusal::PasswordExpired, Passes::Never),

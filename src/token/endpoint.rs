@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Unused connections to the identity provider are closed after this long.
-const POOL_IDLE: Duration = Duration::from_secs(60);
+const POOL_IDLE: Duration = Duration::from_mins(1);
 
 /// Longest text about a transport failure that is kept, in characters.
 const MAX_DETAIL: usize = 160;
@@ -374,7 +374,10 @@ mod tests {
                     }
                     let text = String::from_utf8_lossy(&request[..length]).to_lowercase();
                     let Some((head, body)) = text.split_once("\r\n\r\n") else {
-                        if n == 0 { break } else { continue }
+                        if n == 0 {
+                            break;
+                        }
+                        continue;
                     };
                     let expected = head
                         .split_once("content-length: ")

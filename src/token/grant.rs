@@ -342,22 +342,21 @@ impl Asker {
 
     /// 429 and AADSTS50196 are obeyed for the whole application.
     fn hold_back(&self, error: TokenError, held_as: &str) -> TokenError {
-        match error {
-            TokenError::Unusable { authority, error: AnswerError::Throttled { retry_after, .. } } => {
-                let retry_after = self.guard.throttle(held_as, retry_after, clock::now());
-                TokenError::Throttled { authority, retry_after }
-            }
-            TokenError::Refused { refused, who } => {
-                if refused.has(LOOP_DETECTED) {
-                    let told = refused.retry_after.map_or(LOOP_HOLD, |told| told.max(LOOP_HOLD));
-                    self.guard.throttle(held_as, Some(told), clock::now());
-                } else if let Some(told) = refused.retry_after {
-                    self.guard.throttle(held_as, Some(told), clock::now());
-                }
-                TokenError::Refused { refused, who }
-            }
-            other => other,
+        if let TokenError::Unusable { authority, error: AnswerError::Throttled { retry_after, .. } } = error {
+            let retry_after = self.guard.throttle(held_as, retry_after, clock::now());
+            return TokenError::Throttled { authority, retry_after };
         }
+        if let TokenError::Refused { refused, .. } = &error {
+            let told = if refused.has(LOOP_DETECTED) {
+                Some(refused.retry_after.map_or(LOOP_HOLD, |told| told.max(LOOP_HOLD)))
+            } else {
+                refused.retry_after
+            };
+            if told.is_some() {
+                self.guard.throttle(held_as, told, clock::now());
+            }
+        }
+        error
     }
 
     /// An answer, even a no, shows that the provider is there.
@@ -404,11 +403,10 @@ impl Asker {
             }
             Err(error) => {
                 let story = error.explain();
-                let (said, trace) = match error {
-                    TokenError::Refused { refused, .. } => {
-                        (refused.description.as_str(), refused.trace_id.as_deref().unwrap_or_default())
-                    }
-                    _ => ("", ""),
+                let (said, trace) = if let TokenError::Refused { refused, .. } = error {
+                    (refused.description.as_str(), refused.trace_id.as_deref().unwrap_or_default())
+                } else {
+                    ("", "")
                 };
                 let outcome = story.code.as_ref();
                 tracing::warn!(
@@ -521,8 +519,8 @@ async fn federated_token(path: &Path) -> Result<Secret, TokenError> {
 
 /// Puts an answer without a token into the broker's words.
 pub fn read_error(error: AnswerError, authority: &str, who: impl FnOnce() -> Who) -> TokenError {
-    match error {
-        AnswerError::Refused(refused) => TokenError::Refused { refused, who: Box::new(who()) },
-        error => TokenError::Unusable { authority: authority.to_owned(), error },
+    if let AnswerError::Refused(refused) = error {
+        return TokenError::Refused { refused, who: Box::new(who()) };
     }
+    TokenError::Unusable { authority: authority.to_owned(), error }
 }

@@ -17,13 +17,13 @@ use super::error::TokenError;
 use crate::config::model;
 
 /// How long a no that only an administrator can change is answered here (MSAL does the same, as long).
-const DENIAL_HOLD: Duration = Duration::from_secs(120);
+const DENIAL_HOLD: Duration = Duration::from_mins(2);
 
 /// The least patience with an application that is asked to slow down without being told for how long.
-const THROTTLE_HOLD: Duration = Duration::from_secs(60);
+const THROTTLE_HOLD: Duration = Duration::from_mins(1);
 
 /// The least patience after AADSTS50196: Entra counts identical requests over 5 minutes.
-pub const LOOP_HOLD: Duration = Duration::from_secs(300);
+pub const LOOP_HOLD: Duration = Duration::from_mins(5);
 
 /// Most wrong passwords remembered per user.
 const MAX_WRONG: usize = 16;

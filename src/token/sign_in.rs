@@ -27,7 +27,7 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
 const SLOW_DOWN: Duration = Duration::from_secs(5);
 
 /// A device code is not waited for any longer than this, whatever the provider says.
-const LONGEST_WAIT: Duration = Duration::from_secs(1800);
+const LONGEST_WAIT: Duration = Duration::from_mins(30);
 
 /// Time limit for one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
@@ -46,7 +46,7 @@ pub struct DeviceCode {
     pub expires_at: Instant,
     /// The wait between polls.
     pub interval: Duration,
-    device_code: Secret,
+    polled_with: Secret,
 }
 
 /// What the browser is sent to, and what its answer is checked with.
@@ -161,7 +161,7 @@ pub async fn start_device_code(
         user_code: one_line(user_code, 40),
         expires_at: clock::now() + seconds("expires_in").unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT),
         interval: seconds("interval").unwrap_or(DEFAULT_INTERVAL).min(LONGEST_WAIT),
-        device_code: Secret::new(device_code),
+        polled_with: Secret::new(device_code),
     })
 }
 
@@ -182,14 +182,14 @@ pub async fn poll_device_code(
         sleep(interval).await;
         let mut form = client_auth(application).await?;
         form.push(("grant_type", Secret::new(DEVICE_GRANT)));
-        form.push(("device_code", code.device_code.clone()));
+        form.push(("device_code", code.polled_with.clone()));
         let ask = Ask::post(&application.endpoints.token, form);
         let deadline = code.expires_at.min(clock::now() + REQUEST_LIMIT);
         let raw = match exchange(endpoint, application, &ask, deadline).await {
             Ok(raw) => raw,
             // RFC 8628 §3.5: after a timeout, poll less often.
             Err(error) if error.worth_a_retry() => {
-                interval = (interval * 2).min(Duration::from_secs(60));
+                interval = (interval * 2).min(Duration::from_mins(1));
                 continue;
             }
             Err(error) => return Err(error.into()),

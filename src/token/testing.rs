@@ -83,7 +83,7 @@ impl Reply {
     pub(crate) fn retry_after(self, value: &str) -> Self {
         match self {
             Self::Http(answer) => Self::Http(RawAnswer { retry_after: Some(value.to_owned()), ..answer }),
-            other => other,
+            Self::Broken(_) | Self::Silence => self,
         }
     }
 }
