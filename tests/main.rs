@@ -12,8 +12,11 @@
 
 mod clients;
 mod command_line;
+mod config;
 mod hostile;
 mod house;
 mod passwords;
+mod simulator;
 mod stage;
+mod store;
 mod transcripts;

@@ -34,7 +34,7 @@ pub fn open(tokens: &Tokens) -> Result<Arc<dyn Store>, StoreError> {
         model::Store::Memory => Ok(Arc::new(memory::MemoryStore::new())),
         model::Store::File(path) => Ok(Arc::new(file::FileStore::open(path, &key()?)?)),
         #[cfg(feature = "redis")]
-        model::Store::Redis(_) => Err(StoreError::Away(String::new())),
+        model::Store::Redis(url) => Ok(Arc::new(redis::RedisStore::connect(url, &key()?, None)?)),
         #[cfg(not(feature = "redis"))]
         model::Store::Redis(url) => Err(StoreError::Foreign {
             path: url.host_str().unwrap_or_default().to_owned(),
