@@ -23,13 +23,13 @@ use crate::serve::listener::{Door, Visit, bind};
 use crate::serve::session;
 use crate::serve::station::Station;
 use crate::serve::tls as front_tls;
+use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::{Broker, BrokerSettings};
 use crate::token::endpoint::Endpoint;
 use crate::token::managed::ManagedIdentity;
 use crate::token::request::Tokens;
 use crate::token::store::{self, StoreError};
-use crate::stream::BoxIo;
 use crate::upstream::connector::Connector;
 use crate::upstream::https::HttpsClient;
 use crate::upstream::tls::{self as back_tls, TlsSetupError};
@@ -83,7 +83,9 @@ impl Explain for StartError {
             Self::Tls(_) => ("START-TLS", "correct the `tls` section".to_owned()),
             Self::Endpoint(_) => ("START-IDENTITY", "correct `outbound-proxy` and `tls`".to_owned()),
             Self::Store(_) => ("START-STORE", "correct the `tokens` section".to_owned()),
-            Self::Ews(..) => ("START-EWS", "set its `upstream` to `https://outlook.office365.com/`".to_owned()),
+            Self::Ews(..) => {
+                ("START-EWS", "set its `upstream` to `https://outlook.office365.com/`".to_owned())
+            }
         };
         Explanation {
             code: code.into(),
@@ -239,7 +241,7 @@ impl App {
         Desk::new(
             Arc::clone(listener),
             Arc::clone(&self.broker) as Arc<dyn Tokens>,
-            Arc::new(https.clone()),
+            Arc::new(https.clone()) as Arc<dyn ews::desk::Sender>,
             seats.clone(),
             self.config.limits.clone(),
             Arc::clone(&self.metrics),

@@ -33,16 +33,16 @@
 //! `tests/house.rs` checks which module may use which.
 
 // in the order of the flow
-pub mod cli;
+pub mod admin;
 pub mod app;
-pub mod live;
+pub mod cli;
 pub mod config;
-pub mod serve;
-pub mod protocol;
 pub mod ews;
+pub mod live;
+pub mod protocol;
+pub mod serve;
 pub mod token;
 pub mod upstream;
-pub mod admin;
 // leaves
 pub mod clock;
 pub mod explain;

@@ -7,7 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::status::{
-    AccountStatus, FailureStatus, ListenerStatus, Readiness, Status, StatusSource, TokenStatus, without_credentials,
+    AccountStatus, FailureStatus, ListenerStatus, Readiness, Status, StatusSource, TokenStatus,
+    without_credentials,
 };
 use crate::clock;
 use crate::config::model::{Config, Upstream};
@@ -52,9 +53,12 @@ impl StatusSource for Live {
             return Readiness::NotReady("the proxy stops".to_owned());
         }
         let accounts = self.broker.snapshot();
-        let broken = |account: &AccountSnapshot| account.last_failure.is_some() && account.expires_in.is_none();
+        let broken =
+            |account: &AccountSnapshot| account.last_failure.is_some() && account.expires_in.is_none();
         if !accounts.is_empty() && accounts.iter().all(broken) {
-            return Readiness::NotReady("no account gets a token; see the accounts' last failures".to_owned());
+            return Readiness::NotReady(
+                "no account gets a token; see the accounts' last failures".to_owned(),
+            );
         }
         Readiness::Ready
     }

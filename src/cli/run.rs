@@ -26,7 +26,7 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         return ExitCode::from(MISUSED);
     }
     for remark in &loaded.remarks {
-        tracing::warn!("{remark}");
+        tracing::warn!(line = remark.line, remedy = remark.remedy, "{}", remark.what);
     }
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
-use super::desk::{BoxBody, BoxError, Seat};
+use super::desk::{BoxBody, BoxError};
 use super::record::Record;
+use crate::seats::Seat;
 
 /// How much of a request is kept until upstream has taken the token.
 pub(super) const MAX_REPLAY: usize = 1 << 20;

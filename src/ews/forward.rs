@@ -11,7 +11,7 @@ use hyper::ext::ReasonPhrase;
 
 use super::basic::{self, Presented};
 use super::body::{self, RequestBody, ResponseBody};
-use super::desk::{BoxBody, Desk, Seat};
+use super::desk::{BoxBody, Desk};
 use super::error::EwsError;
 use super::headers::{self, Redirect};
 use super::record::{Record, Totals};
@@ -20,6 +20,7 @@ use super::{answer, target};
 use crate::clock;
 use crate::config::model::{Account, Grant, Protocol};
 use crate::explain::{Explain as _, Explanation};
+use crate::seats::Seat;
 use crate::secret::Credentials;
 use crate::token::request::{Granted, TokenRequest};
 

@@ -12,7 +12,7 @@ use super::body::RequestBody;
 use super::desk::Desk;
 use crate::clock;
 use crate::explain::{Explanation, one_line};
-use crate::telemetry::metrics::{LoginLabels, RefusalLabels, RelayLabels};
+use crate::telemetry::metrics::RelayLabels;
 use crate::token::request::Origin;
 
 /// What one connection carried, all its requests together.
@@ -100,8 +100,7 @@ impl Record {
         self.status = status.as_u16();
         self.ended = Ended::Relaying;
         if let Some(origin) = self.token {
-            let labels = LoginLabels { listener: self.desk.listener.name.clone(), token: origin.as_str() };
-            self.desk.metrics.logins.get_or_create(&labels).inc();
+            self.desk.metrics.logged_in(&self.desk.listener.name, origin.as_str());
         }
     }
 
@@ -154,9 +153,7 @@ impl Record {
     }
 
     fn count_refusal(&self, why: &Explanation) {
-        let labels =
-            RefusalLabels { listener: self.desk.listener.name.clone(), code: why.code.clone().into_owned() };
-        self.desk.metrics.refusals.get_or_create(&labels).inc();
+        self.desk.metrics.refused(&self.desk.listener.name, &why.code);
     }
 }
 

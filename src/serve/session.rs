@@ -18,7 +18,7 @@ use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
 use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SaslMechanism, SignIn, Welcome};
 use crate::seats::Seat;
 use crate::stream::BoxIo;
-use crate::telemetry::metrics::{ListenerLabel, LoginLabels, RefusalLabels, RelayLabels};
+use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
 use crate::token::catalogue::Context;
 use crate::token::request::{Granted, Origin, TokenRequest};
 
@@ -109,7 +109,9 @@ impl Session {
             let login = match heard {
                 Ok(Ok(Heard::Login(login))) => login,
                 Ok(Ok(Heard::Closed(farewell))) => return Outcome::Over(farewell.as_str().to_owned()),
-                Ok(Ok(Heard::Left)) => return Outcome::Over("the mail client left before a login".to_owned()),
+                Ok(Ok(Heard::Left)) => {
+                    return Outcome::Over("the mail client left before a login".to_owned());
+                }
                 Ok(Err(error)) => return Outcome::Over(error.to_string()),
                 Err(_) => {
                     self.goodbye(front, io, HangUp::TimedOut).await;
@@ -203,7 +205,12 @@ impl Session {
                 Err(BackFailure::Said(BackError::Refused { reply, .. }))
                     if again && station.tokens.refused_upstream(&request, &granted.token) =>
                 {
-                    tracing::info!(session = self.id, user, reply, "upstream refused an old token; asking for a fresh one");
+                    tracing::info!(
+                        session = self.id,
+                        user,
+                        reply,
+                        "upstream refused an old token; asking for a fresh one"
+                    );
                     again = false;
                 }
                 Err(failure) => {
@@ -245,9 +252,8 @@ impl Session {
 
     async fn relay(&self, mut signed_in: SignedIn) {
         let station = &self.station;
-        let listener = station.listener.name.clone();
         let token = signed_in.opened.origin.as_str();
-        station.metrics.logins.get_or_create(&LoginLabels { listener: listener.clone(), token }).inc();
+        station.metrics.logged_in(&station.listener.name, token);
         let mut watch = station.watch();
         let (extra_up, extra_down) = (signed_in.to_back.len() as u64, signed_in.to_front.len() as u64);
         if let Some(watch) = &mut watch {
@@ -320,9 +326,7 @@ impl Session {
 
     /// A login that was refused: the whole story for the administrator.
     fn report(&self, login: &Login, story: &Explanation) {
-        let listener = self.station.listener.name.clone();
-        let code = story.code.to_string();
-        self.station.metrics.refusals.get_or_create(&RefusalLabels { listener, code }).inc();
+        self.station.metrics.refused(&self.station.listener.name, &story.code);
         tracing::warn!(
             session = self.id,
             listener = self.station.listener.name,

@@ -9,8 +9,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::drive::{self, BackFailure};
-use super::relay::{Ending, Watch};
 use super::offer;
+use super::relay::{Ending, Watch};
 use crate::config::model::{BackTls, FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
 use crate::protocol::imap::back::ImapBack;
 use crate::protocol::imap::front::ImapFront;
@@ -29,7 +29,6 @@ use crate::upstream::connector::Connector;
 const LEARN_LIMIT: Duration = Duration::from_secs(30);
 
 /// What all sessions of one mail listener share.
-#[derive(Debug)]
 pub struct Station {
     /// The listener's settings.
     pub listener: Arc<Listener>,
@@ -116,7 +115,11 @@ impl Station {
             Ok(Ok(welcome)) => self.remember(welcome.offer),
             Ok(Err(failure)) => {
                 let listener = &self.listener.name;
-                tracing::warn!(listener, ?failure, "upstream does not tell what it offers; Exchange Online's list is shown");
+                tracing::warn!(
+                    listener,
+                    ?failure,
+                    "upstream does not tell what it offers; Exchange Online's list is shown"
+                );
             }
             Err(_) => tracing::warn!(listener = self.listener.name, "upstream does not answer"),
         }

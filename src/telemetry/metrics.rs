@@ -24,6 +24,18 @@ pub struct Metrics {
     pub relayed: Family<RelayLabels, Counter>,
     /// Requests to the identity provider, by grant and outcome (`ok` or an explanation code).
     pub token_requests: Family<TokenLabels, Counter>,
+    /// The sums of `logins` and `refusals`, as a family cannot be summed up.
+    logins_ended: Counter,
+    logins_refused: Counter,
+}
+
+/// Sums over all labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Logins that ended well.
+    pub logins: u64,
+    /// Logins that were refused.
+    pub refusals: u64,
 }
 
 /// See [`Metrics`].
@@ -79,6 +91,8 @@ impl Default for Metrics {
             refusals: Family::default(),
             relayed: Family::default(),
             token_requests: Family::default(),
+            logins_ended: Counter::default(),
+            logins_refused: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("connections", "Connections accepted", metrics.connections.clone());
@@ -96,6 +110,24 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// All logins and refusals since the start, for the status page.
+    pub fn totals(&self) -> Totals {
+        Totals { logins: self.logins_ended.get(), refusals: self.logins_refused.get() }
+    }
+
+    /// A login ended well.
+    pub fn logged_in(&self, listener: &str, token: &'static str) {
+        self.logins.get_or_create(&LoginLabels { listener: listener.to_owned(), token }).inc();
+        self.logins_ended.inc();
+    }
+
+    /// A login was refused.
+    pub fn refused(&self, listener: &str, code: &str) {
+        let labels = RefusalLabels { listener: listener.to_owned(), code: code.to_owned() };
+        self.refusals.get_or_create(&labels).inc();
+        self.logins_refused.inc();
+    }
+
     /// All of it in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut out = String::new();

@@ -17,7 +17,7 @@ use super::grant::{Asker, Fetched, Question};
 use super::guard::{Asking, Guard};
 use super::managed::ManagedIdentity;
 use super::password::LocalPasswords;
-use super::request::{Granted, Origin, TokenRequest};
+use super::request::{Granted, Origin, TokenFuture, TokenRequest, Tokens};
 use super::store::{Lease, SharedToken, Store};
 use crate::clock;
 use crate::config::model::{self, Account, Grant, Protocol};
@@ -96,6 +96,16 @@ pub struct AccountSnapshot {
     pub unused_for: Duration,
     /// What went wrong last and when, if nothing went right after it.
     pub last_failure: Option<(jiff::Timestamp, Explanation)>,
+}
+
+impl Tokens for Broker {
+    fn token<'a>(&'a self, request: &'a TokenRequest<'a>) -> TokenFuture<'a> {
+        Box::pin(async move { self.token(request).await.map_err(|error| error.explain()) })
+    }
+
+    fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken) -> bool {
+        self.refused_upstream(request, token)
+    }
 }
 
 #[derive(Debug)]

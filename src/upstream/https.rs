@@ -29,9 +29,15 @@ const IDLE_LIMIT: Duration = Duration::from_secs(90);
 const IDLE_CONNECTIONS: usize = 64;
 
 /// A pool of TLS connections to HTTP origins, for bodies of kind `B`. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HttpsClient<B> {
     client: Client<TlsDialler, B>,
+}
+
+impl<B> Clone for HttpsClient<B> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone() }
+    }
 }
 
 impl<B> HttpsClient<B>
