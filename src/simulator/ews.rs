@@ -1,0 +1,5 @@
+//! placeholder
+use std::{io, sync::Arc};
+use tokio::io::{AsyncRead, AsyncWrite};
+use super::office::Office;
+pub(super) async fn serve(_office: Arc<Office>, _stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> io::Result<()> { Ok(()) }
