@@ -202,7 +202,9 @@ impl Stage {
             "  curl -u '{user}:{password}' 'http://{ews}/EWS/Exchange.asmx' -H 'Content-Type: text/xml' -d '{}'",
             FIND.replace('\n', "")
         ));
-        out.say(format!("  curl -u '{user}:wrong' 'imap://{imap}/INBOX'          # and see who is told what\n"));
+        out.say(format!(
+            "  curl -u '{user}:wrong' 'imap://{imap}/INBOX'          # and see who is told what\n"
+        ));
         for address in self.app.admin_addresses() {
             out.say(format!("Status:        http://{address}/"));
         }
@@ -226,7 +228,11 @@ impl Out {
                 sign_in.service, sign_in.mechanism, sign_in.user, sign_in.tls
             )),
             Event::Submitted(message) => {
-                self.say(format!("    Office 365 took {} octets for {}", message.size, message.to.join(", ")));
+                self.say(format!(
+                    "    Office 365 took {} octets for {}",
+                    message.size,
+                    message.to.join(", ")
+                ));
             }
             Event::Ews(request) => self.say(format!(
                 "    EWS upstream: {} {} with Authorization: Bearer, Basic passed on: {}",

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use self::out::Out;
 
 pub mod check;
-//pub mod demo;
+pub mod demo;
 //pub mod explain;
 //pub mod hash_password;
 pub mod out;
@@ -53,7 +53,7 @@ enum Command {
     /// Check the configuration file: every problem at once, or what would run
     Check,
     /// Show the whole thing on this machine alone: a simulated Office 365, the real proxy, a message there and back
-    Demo,
+    Demo(demo::DemoArguments),
     /// Explain an error code or a pasted error text: whose fault, and what to do
     Explain {
         /// `AADSTS50126`, or any text that holds an error of Entra ID or Exchange Online
@@ -80,7 +80,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run::run(&config, &mut out),
         Command::Check => check::check(&config, &mut out),
-        _ => ExitCode::from(FAILED),
+        Command::Demo(wishes) => demo::demo(&wishes, &mut out),
+        Command::Explain { .. } | Command::HashPassword => ExitCode::from(FAILED),
     }
 }
 
