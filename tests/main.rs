@@ -7,4 +7,5 @@
     reason = "a test fails by panicking, helpers too"
 )]
 
+mod slicing;
 mod transcripts;
