@@ -627,7 +627,7 @@ mod tests {
         assert!(refused.unanswered.is_empty());
 
         let mut too_much = watched(&OPEN[..3]);
-        too_much.from_front(&[b'x'; MAX_HELD + 1]);
+        too_much.from_front(&vec![b'x'; MAX_HELD + 1]);
         assert!(too_much.lost_track());
     }
 
