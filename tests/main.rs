@@ -17,6 +17,7 @@ mod hostile;
 mod house;
 mod passwords;
 mod simulator;
+mod slicing;
 mod stage;
 mod store;
 mod transcripts;

@@ -91,33 +91,26 @@ fn every_directory_of_transcripts_is_replayed() {
     assert_eq!(found, DIRECTORIES);
 }
 
-/// The interop traps of IMAP logins, by number, each with the side that has to get it right. Trap 12, IDLE for
-/// half an hour, begins where the dialogue ends.
+/// The interop traps of logins, by number, each with the side that has to get it right. Trap 12, IDLE for half an
+/// hour, begins where the dialogue ends; 27 is for the accounts.
 #[test]
-fn every_trap_of_imap_has_its_transcript() {
-    let traps = [
-        (1, "front"),
-        (2, "front"),
-        (3, "front"),
-        (4, "front"),
-        (5, "front"),
-        (6, "front"),
-        (7, "front"),
-        (8, "front"),
-        (8, "back"),
-        (9, "back"),
-        (10, "back"),
-        (11, "back"),
-        (13, "front"),
-        (14, "front"),
-        (14, "back"),
-        (15, "front"),
+fn every_trap_has_its_transcript() {
+    let traps: [(&str, &[u8]); 6] = [
+        ("imap/front", &[1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15]),
+        ("imap/back", &[8, 9, 10, 11, 14]),
+        ("pop3/front", &[1, 6, 8, 14, 17, 18, 19, 20]),
+        ("pop3/back", &[8, 9, 14, 16, 19]),
+        ("smtp/front", &[1, 6, 8, 14, 21, 22, 23, 25, 28]),
+        ("smtp/back", &[8, 9, 14, 21, 23, 24, 26]),
     ];
-    for (number, side) in traps {
-        let start = format!("trap-{number:02}-");
-        let names = transcripts(&format!("imap/{side}"));
-        let has_it = names.iter().any(|path| path.file_name().unwrap().to_string_lossy().starts_with(&start));
-        assert!(has_it, "no transcript `{start}…` in imap/{side}");
+    for (directory, numbers) in traps {
+        let names = transcripts(directory);
+        for number in numbers {
+            let start = format!("trap-{number:02}-");
+            let has_it =
+                names.iter().any(|path| path.file_name().unwrap().to_string_lossy().starts_with(&start));
+            assert!(has_it, "no transcript `{start}…` in {directory}");
+        }
     }
 }
 

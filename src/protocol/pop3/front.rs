@@ -148,8 +148,7 @@ impl Front for Pop3Front {
 
     fn hang_up(&mut self, why: HangUp) {
         // Inside a handshake there is nobody who could read a line.
-        let handshake = matches!(self.state, State::Upgrading);
-        if handshake {
+        if matches!(self.state, State::Upgrading) {
             self.steps.clear();
         } else {
             match why {
@@ -385,10 +384,12 @@ enum Mechanism {
 
 impl Mechanism {
     fn named(name: &[u8]) -> Option<Self> {
-        match () {
-            () if name.eq_ignore_ascii_case(b"PLAIN") => Some(Self::Plain),
-            () if name.eq_ignore_ascii_case(b"LOGIN") => Some(Self::Login),
-            () => None,
+        if name.eq_ignore_ascii_case(b"PLAIN") {
+            Some(Self::Plain)
+        } else if name.eq_ignore_ascii_case(b"LOGIN") {
+            Some(Self::Login)
+        } else {
+            None
         }
     }
 }

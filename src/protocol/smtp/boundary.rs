@@ -490,3 +490,453 @@ impl ReplyLines {
         self.seen == 0 && self.code.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Seen {
+        Front,
+        Back,
+    }
+    use Seen::{Back as S, Front as C};
+
+    fn watched(talk: &[(Seen, &[u8])]) -> Boundary {
+        let mut boundary = Boundary::new();
+        for (from, bytes) in talk {
+            show(&mut boundary, *from, bytes);
+        }
+        boundary
+    }
+
+    fn show(boundary: &mut Boundary, from: Seen, bytes: &[u8]) {
+        match from {
+            C => boundary.from_front(bytes),
+            S => boundary.from_back(bytes),
+        }
+    }
+
+    const OPEN: [(Seen, &[u8]); 4] = [
+        (C, b"MAIL FROM:<a@b.example> SIZE=5\r\nRCPT TO:<c@d.example>\r\nRCPT TO:<e@f.example>\r\n"),
+        (S, b"250 2.1.0 Sender OK\r\n250 2.1.5 OK\r\n550 5.1.1 no\r\n"),
+        (C, b"DATA\r\n"),
+        (S, b"354 Start mail input\r\n"),
+    ];
+
+    #[test]
+    fn a_session_is_between_messages_until_mail_and_after_the_final_reply() {
+        let mut boundary = Boundary::new();
+        assert!(boundary.between_messages());
+        boundary.from_front(b"MAIL FROM:<a@b.example>\r\n");
+        assert!(!boundary.between_messages(), "MAIL waits for its reply");
+        boundary.from_back(b"250 2.1.0 Sender OK\r\n");
+        assert!(!boundary.between_messages(), "a message is under way");
+        boundary.from_front(b"RCPT TO:<c@d.example>\r\n");
+        boundary.from_back(b"250 2.1.5 Recipient OK\r\n");
+        let envelope = Envelope { sender: "a@b.example".to_owned(), recipients: 1 };
+        assert_eq!(boundary.envelope(), Some(&envelope));
+        boundary.from_front(b"DATA\r\n");
+        boundary.from_back(b"354 go\r\n");
+        boundary.from_front(b"Subject: x\r\n\r\nMAIL FROM:<x>\r\n..\r\n.\r\n");
+        assert!(!boundary.between_messages(), "the message waits for its reply");
+        boundary.from_back(b"250-2.0.0\r\n");
+        assert!(!boundary.between_messages(), "the reply is not whole");
+        boundary.from_back(b"250 queued\r\n");
+        assert!(boundary.between_messages());
+        assert_eq!((boundary.messages(), boundary.envelope()), (1, None));
+    }
+
+    #[test]
+    fn half_a_command_is_not_between_messages() {
+        assert!(!watched(&[(C, b"NO")]).between_messages());
+        assert!(!watched(&[(C, b"\r")]).between_messages());
+        assert!(watched(&[(C, b"NOOP\r\n"), (S, b"250\r\n")]).between_messages());
+        assert!(!watched(&[(C, b"NOOP\r\n"), (S, b"250 OK\r\n2")]).between_messages());
+    }
+
+    /// The variants of the SMTP smuggling research, and what servers have taken for an end of data.
+    #[test]
+    fn only_crlf_dot_crlf_ends_a_message() {
+        for end in [
+            &b"\n.\n"[..],
+            b"\n.\r\n",
+            b"\r\n.\n",
+            b"\r.\r",
+            b"\r\n.\r",
+            b"\n.\r",
+            b"\r.\r\n",
+            b"\r\n\0.\r\n",
+            b"\r\n.\0\r\n",
+            b"\r\n.\r\r\n",
+            b"\r\r\n.\r\r\n",
+        ] {
+            let mut boundary = watched(&OPEN);
+            boundary.from_front(b"text");
+            boundary.from_front(end);
+            boundary.from_front(b"RSET\r\n");
+            assert!(!boundary.between_messages(), "{end:?}");
+            assert!(boundary.unanswered.is_empty(), "{end:?} was taken for an end");
+            boundary.from_front(b"\r\n.\r\n");
+            boundary.from_back(b"250 queued\r\n");
+            assert_eq!((boundary.messages(), boundary.between_messages()), (1, true), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_may_be_empty() {
+        let mut boundary = watched(&OPEN);
+        boundary.from_front(b".\r\n");
+        boundary.from_back(b"250 queued\r\n");
+        assert_eq!((boundary.messages(), boundary.between_messages()), (1, true));
+    }
+
+    #[test]
+    fn a_message_that_was_not_taken_is_over_and_not_counted() {
+        let mut boundary = watched(&OPEN);
+        boundary.from_front(b"x\r\n.\r\n");
+        boundary.from_back(b"554 5.2.0 SendAsDenied\r\n");
+        assert_eq!((boundary.messages(), boundary.between_messages()), (0, true));
+    }
+
+    #[test]
+    fn data_that_is_refused_is_followed_by_commands() {
+        let mut boundary = watched(&OPEN[..3]);
+        boundary.from_back(b"554 5.5.1 no valid recipients\r\n");
+        assert!(!boundary.between_messages(), "the transaction is still open");
+        boundary.from_front(b"RSET\r\n");
+        boundary.from_back(b"250 2.0.0\r\n");
+        assert!(boundary.between_messages());
+    }
+
+    #[test]
+    fn what_comes_before_the_354_is_read_in_its_light() {
+        let early: &[u8] = b"NOOP\r\n.\r\nNOOP\r\n";
+        let mut taken = watched(&OPEN[..3]);
+        taken.from_front(early);
+        taken.from_back(b"354 go\r\n250 queued\r\n250 OK\r\n");
+        assert_eq!((taken.messages(), taken.between_messages()), (1, true));
+
+        let mut refused = watched(&OPEN[..3]);
+        refused.from_front(early);
+        refused.from_back(b"554 no\r\n250 OK\r\n500 what?\r\n250 OK\r\n");
+        assert_eq!((refused.messages(), refused.lost_track()), (0, false));
+        assert!(refused.unanswered.is_empty());
+
+        let mut too_much = watched(&OPEN[..3]);
+        too_much.from_front(&vec![b'x'; MAX_HELD + 1]);
+        assert!(too_much.lost_track());
+    }
+
+    #[test]
+    fn chunks_are_counted_and_never_read() {
+        let mut boundary = watched(&OPEN[..2]);
+        boundary.from_front(b"BDAT 7\r\nRSET\r\n\r");
+        boundary.from_front(b"BDAT 3 LAST\r\n\n.\n");
+        assert!(!boundary.between_messages());
+        boundary.from_back(b"250 7 octets\r\n250 queued\r\n");
+        assert_eq!((boundary.messages(), boundary.between_messages()), (1, true));
+    }
+
+    #[test]
+    fn a_chunk_that_fails_ends_the_message() {
+        let mut boundary = watched(&OPEN[..2]);
+        boundary.from_front(b"BDAT 1\r\nxBDAT 0 LAST\r\n");
+        boundary.from_back(b"552 too big\r\n503 no\r\n");
+        assert_eq!((boundary.messages(), boundary.between_messages()), (0, true));
+    }
+
+    #[test]
+    fn a_second_login_takes_lines_that_are_no_commands() {
+        let boundary = watched(&[
+            (C, b"AUTH LOGIN\r\n"),
+            (S, b"334 VXNlcm5hbWU6\r\n"),
+            (C, b"REFUQQ==\r\n"),
+            (S, b"334 UGFzc3dvcmQ6\r\n"),
+            (C, b"DATA\r\n"),
+            (S, b"503 5.5.1 already\r\n"),
+            (C, b"NOOP\r\n"),
+            (S, b"250 OK\r\n"),
+        ]);
+        assert!(boundary.between_messages());
+    }
+
+    #[test]
+    fn a_421_out_of_the_blue_is_no_riddle() {
+        assert!(!watched(&[(S, b"421 4.4.2 idle\r\n")]).lost_track());
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_loses_track_for_good() {
+        let riddles: [&[(Seen, &[u8])]; 11] = [
+            &[(C, b"NOOP\nQUIT\r\n")],
+            &[(C, b"NOOP\rQUIT\r\n")],
+            &[(C, b"NOOP\r\r\n")],
+            &[(C, b"BDAT x\r\n")],
+            &[(C, b" BDAT 1\r\n")],
+            &[(C, b"BDAT\t1\r\n")],
+            &[(S, b"250 nobody asked\r\n")],
+            &[(C, b"NOOP\r\n"), (S, b"+OK\r\n")],
+            &[(C, b"NOOP\r\n"), (S, b"354 go\r\n")],
+            &[(C, b"EHLO a\r\n"), (S, b"250-a\r\n220 b\r\n")],
+            &[(C, b"STARTTLS\r\n"), (S, b"220 go\r\n")],
+        ];
+        for talk in riddles {
+            let mut boundary = watched(talk);
+            assert!(boundary.lost_track(), "{talk:?}");
+            boundary.from_front(b"RSET\r\n");
+            boundary.from_back(b"250 OK\r\n");
+            assert!(boundary.lost_track() && !boundary.between_messages(), "{talk:?}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_comes() {
+        let mut long_line = Boundary::new();
+        let mut many_commands = Boundary::new();
+        let mut many_senders = Boundary::new();
+        let mut long_reply = Boundary::new();
+        for _ in 0..10_000 {
+            long_line.from_front(&[b'x'; 100]);
+            many_commands.from_front(b"NOOP\r\n");
+            many_senders.from_front(b"MAIL FROM:<a@b.example>\r\n");
+            long_reply.from_back(&[b'2'; 100]);
+        }
+        assert!(matches!(&long_line.front, Front::Command(line) if line.kept.len() == KEPT_LINE));
+        assert!(many_commands.lost_track() && many_commands.unanswered.capacity() == 0);
+        assert!(many_senders.lost_track());
+        assert!(!long_reply.lost_track());
+    }
+
+    /// One exchange, and what is true once it is over.
+    #[derive(Clone, Debug)]
+    enum Exchange {
+        Hello(bool),
+        Reset(bool),
+        Chat,
+        Mail(bool),
+        Rcpt(bool),
+        Data { go: bool, text: Vec<u8>, taken: bool },
+        Chunks(Vec<(Vec<u8>, bool)>),
+    }
+
+    /// What is known of the session without reading it.
+    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    struct Truth {
+        recipients: Option<u32>,
+        messages: u64,
+    }
+
+    type Turn = (Vec<u8>, Vec<u8>);
+
+    impl Exchange {
+        /// What both sides say, turn by turn: within a turn the client does not have to wait.
+        fn turns(&self) -> Vec<Turn> {
+            let plain = |command: &str, good: bool, yes: &str| {
+                let reply = if good { yes } else { "550 5.0.0 no" };
+                vec![(format!("{command}\r\n").into_bytes(), format!("{reply}\r\n").into_bytes())]
+            };
+            match self {
+                Self::Hello(good) => plain("EHLO a.example", *good, "250-b\r\n250-SIZE 10\r\n250 PIPELINING"),
+                Self::Reset(good) => plain("rset", *good, "250 2.0.0 OK"),
+                Self::Chat => plain("VRFY DATA", true, "252 perhaps"),
+                Self::Mail(good) => plain("mail FROM:<a@b.example>", *good, "250 2.1.0 OK"),
+                Self::Rcpt(good) => plain("RCPT TO:<BDAT>", *good, "250 2.1.5 OK"),
+                Self::Data { go, text, taken } => {
+                    let mut turns = plain("DATA", *go, "354 go");
+                    if *go {
+                        turns.push((up_to_its_end(text), plain("", *taken, "250 queued").remove(0).1));
+                    }
+                    turns
+                }
+                Self::Chunks(chunks) => {
+                    let chunk = |(number, (octets, good)): (usize, &(Vec<u8>, bool))| {
+                        let last = if number + 1 == chunks.len() { " LAST" } else { "" };
+                        let line = format!("BDAT {}{last}", octets.len());
+                        let (line, reply) = plain(&line, *good, "250 got it").remove(0);
+                        ([line, octets.clone()].concat(), reply)
+                    };
+                    chunks.iter().enumerate().map(chunk).collect()
+                }
+            }
+        }
+
+        fn happens(&self, truth: &mut Truth) {
+            match self {
+                Self::Hello(true) | Self::Reset(true) => truth.recipients = None,
+                Self::Mail(true) => truth.recipients = Some(0),
+                Self::Rcpt(true) => truth.recipients = truth.recipients.map(|before| before + 1),
+                Self::Data { go: true, taken, .. } => {
+                    truth.recipients = None;
+                    truth.messages += u64::from(*taken);
+                }
+                Self::Chunks(chunks) => {
+                    truth.recipients = None;
+                    truth.messages += u64::from(chunks.last().is_some_and(|(_, taken)| *taken));
+                }
+                Self::Data { go: false, .. }
+                | Self::Hello(false)
+                | Self::Reset(false)
+                | Self::Mail(false)
+                | Self::Rcpt(false)
+                | Self::Chat => {}
+            }
+        }
+    }
+
+    /// The text with `CRLF.CRLF` behind it, or up to the first one inside it: found the slow way.
+    fn up_to_its_end(text: &[u8]) -> Vec<u8> {
+        let whole = [b"\r\n", text, b"\r\n.\r\n"].concat();
+        let end = whole.windows(5).position(|window| window == END_OF_DATA).unwrap();
+        whole[2..end + 5].to_vec()
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        let piece =
+            select(vec![&b"\r"[..], b"\n", b".", b"\r\n", b"\r\n.", b"x", b"RSET\r\n", b"\r\n.\r\nQUIT\r\n"]);
+        vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+    }
+
+    fn exchange() -> impl Strategy<Value = Exchange> {
+        prop_oneof![
+            any::<bool>().prop_map(Exchange::Hello),
+            any::<bool>().prop_map(Exchange::Reset),
+            Just(Exchange::Chat),
+            any::<bool>().prop_map(Exchange::Mail),
+            any::<bool>().prop_map(Exchange::Rcpt),
+            (any::<bool>(), text(), any::<bool>()).prop_map(|(go, text, taken)| Exchange::Data {
+                go,
+                text,
+                taken
+            }),
+            vec((text(), any::<bool>()), 1..4).prop_map(Exchange::Chunks),
+        ]
+    }
+
+    /// Shows the bytes in slices whose lengths come from a list, over and over.
+    fn sliced(boundary: &mut Boundary, from: Seen, bytes: &[u8], lengths: &[usize]) {
+        let mut left = bytes;
+        for length in lengths.iter().cycle() {
+            if left.is_empty() {
+                break;
+            }
+            let (slice, rest) = left.split_at((*length).min(left.len()));
+            show(boundary, from, slice);
+            left = rest;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_knows_what_is_true_of_a_polite_session(
+            exchanges in vec(exchange(), 0..20),
+            lengths in vec(1_usize..40, 1..10),
+        ) {
+            let mut boundary = Boundary::new();
+            let mut truth = Truth::default();
+            for exchange in &exchanges {
+                for (command, reply) in exchange.turns() {
+                    sliced(&mut boundary, C, &command, &lengths);
+                    prop_assert!(!boundary.between_messages());
+                    sliced(&mut boundary, S, &reply, &lengths);
+                }
+                exchange.happens(&mut truth);
+                prop_assert!(!boundary.lost_track(), "{exchange:?}");
+                prop_assert_eq!(boundary.between_messages(), truth.recipients.is_none(), "{:?}", exchange);
+                prop_assert_eq!(boundary.envelope().map(|envelope| envelope.recipients), truth.recipients);
+                prop_assert_eq!(boundary.messages(), truth.messages);
+            }
+        }
+
+        /// All commands of a group first, then all replies (RFC 2920 §3.1): only DATA has to wait.
+        #[test]
+        fn it_knows_what_is_true_of_a_pipelined_session(
+            exchanges in vec(exchange(), 0..20),
+            lengths in vec(1_usize..40, 1..10),
+        ) {
+            let mut boundary = Boundary::new();
+            let mut truth = Truth::default();
+            let (mut commands, mut replies) = (Vec::new(), Vec::new());
+            for exchange in &exchanges {
+                for (command, reply) in exchange.turns() {
+                    let waits = command == b"DATA\r\n";
+                    commands.extend(command);
+                    replies.extend(reply);
+                    if waits {
+                        sliced(&mut boundary, C, &std::mem::take(&mut commands), &lengths);
+                        sliced(&mut boundary, S, &std::mem::take(&mut replies), &lengths);
+                    }
+                }
+                exchange.happens(&mut truth);
+            }
+            sliced(&mut boundary, C, &commands, &lengths);
+            prop_assert!(commands.is_empty() || !boundary.between_messages());
+            sliced(&mut boundary, S, &replies, &lengths);
+            if boundary.lost_track() {
+                let mails = exchanges.iter().filter(|one| matches!(one, Exchange::Mail(_))).count();
+                prop_assert!(mails > MAX_UNANSWERED_MAIL, "lost without a reason");
+                return Ok(());
+            }
+            prop_assert_eq!(boundary.between_messages(), truth.recipients.is_none());
+            prop_assert_eq!(boundary.messages(), truth.messages);
+        }
+
+        #[test]
+        fn slicing_changes_nothing_whatever_comes(
+            talk in vec((any::<bool>(), prop_oneof![text(), vec(any::<u8>(), 0..8), noise()]), 0..40),
+            lengths in vec(1_usize..9, 1..10),
+        ) {
+            let (mut whole, mut cut) = (Boundary::new(), Boundary::new());
+            for (from_front, bytes) in &talk {
+                let from = if *from_front { C } else { S };
+                show(&mut whole, from, bytes);
+                sliced(&mut cut, from, bytes, &lengths);
+                prop_assert_eq!(whole.between_messages(), cut.between_messages());
+                prop_assert_eq!(whole.messages(), cut.messages());
+                prop_assert_eq!(whole.envelope(), cut.envelope());
+                prop_assert_eq!(whole.lost_track(), cut.lost_track());
+            }
+        }
+
+        #[test]
+        fn the_end_of_data_is_where_a_plain_search_finds_it(
+            text in text(),
+            lengths in vec(1_usize..9, 1..10),
+        ) {
+            let stream = [b"\r\n", text.as_slice()].concat();
+            let plain = stream.windows(5).position(|window| window == END_OF_DATA).map(|at| stream.len() - at - 5);
+            let finder = memmem::Finder::new(END_OF_DATA);
+            let (mut matched, mut left, mut found) = (2, text.as_slice(), None);
+            for length in lengths.iter().cycle() {
+                if left.is_empty() || found.is_some() {
+                    break;
+                }
+                let (slice, rest) = left.split_at((*length).min(left.len()));
+                found = end_of_data(&finder, &mut matched, slice).map(|behind| behind.len() + rest.len());
+                left = rest;
+            }
+            prop_assert_eq!(found, plain);
+        }
+    }
+
+    /// What is nearly a session.
+    fn noise() -> impl Strategy<Value = Vec<u8>> {
+        let piece = select(vec![
+            &b"DATA\r\n"[..],
+            b"354 go\r\n",
+            b"250 OK\r\n",
+            b"250-OK\r\n",
+            b"550 no\r\n",
+            b"334 \r\n",
+            b"BDAT 5\r\n",
+            b"BDAT 3 LAST\r\n",
+            b"AUTH X\r\n",
+            b"MAIL FROM:<a>\r\n",
+            b"RSET\r\n",
+        ]);
+        vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+    }
+}

@@ -417,10 +417,12 @@ enum Mechanism {
 
 impl Mechanism {
     fn named(name: &[u8]) -> Option<Self> {
-        match () {
-            () if name.eq_ignore_ascii_case(b"PLAIN") => Some(Self::Plain),
-            () if name.eq_ignore_ascii_case(b"LOGIN") => Some(Self::Login),
-            () => None,
+        if name.eq_ignore_ascii_case(b"PLAIN") {
+            Some(Self::Plain)
+        } else if name.eq_ignore_ascii_case(b"LOGIN") {
+            Some(Self::Login)
+        } else {
+            None
         }
     }
 }
