@@ -9,7 +9,8 @@ use mailkey::simulator::{ALICE, BOB, Event, Settings, User};
 
 use crate::stage::{Plan, Stage, Told, run};
 
-const HELLO: &str = "From: alice@contoso.com\r\nTo: alice@contoso.com\r\nSubject: hello\r\n\r\n.dots\r\n..and lines\r\n";
+const HELLO: &str =
+    "From: alice@contoso.com\r\nTo: alice@contoso.com\r\nSubject: hello\r\n\r\n.dots\r\n..and lines\r\n";
 
 fn user(who: (&str, &str)) -> String {
     format!("{}:{}", who.0, who.1)
@@ -45,7 +46,8 @@ async fn curl_sends_by_smtp_and_reads_by_imap_pop3_and_ews() {
     let alice = user(ALICE);
     for (listener, scheme) in [("smtp", "smtp"), ("smtp-starttls", "smtp"), ("smtp-tls", "smtps")] {
         let url = format!("{scheme}://localhost:{}", stage.port(listener));
-        let mut arguments = vec!["-k", "-u", &alice, &url, "--mail-from", ALICE.0, "--mail-rcpt", ALICE.0, "-T", "-"];
+        let mut arguments =
+            vec!["-k", "-u", &alice, &url, "--mail-from", ALICE.0, "--mail-rcpt", ALICE.0, "-T", "-"];
         if listener == "smtp-starttls" {
             arguments.push("--ssl-reqd");
         }
@@ -83,7 +85,8 @@ async fn curl_sends_by_smtp_and_reads_by_imap_pop3_and_ews() {
         </FolderShape><FolderIds><t:DistinguishedFolderId Id="inbox"/></FolderIds></GetFolder></s:Body></s:Envelope>"#;
     for (listener, scheme) in [("ews", "http"), ("ews-tls", "https")] {
         let url = format!("{scheme}://localhost:{}/EWS/Exchange.asmx", stage.port(listener));
-        let told = curl(&["-k", "-u", &alice, &url, "-H", "Content-Type: text/xml", "-d", get_folder], b"").await;
+        let told =
+            curl(&["-k", "-u", &alice, &url, "-H", "Content-Type: text/xml", "-d", get_folder], b"").await;
         assert_eq!(told.code, Some(0), "{told:?}");
         assert!(told.text().contains("NoError"), "{}", told.text());
     }
@@ -96,11 +99,7 @@ async fn curl_sends_by_smtp_and_reads_by_imap_pop3_and_ews() {
 async fn curl_is_told_of_a_wrong_password_in_each_protocol() {
     let stage = Stage::usual().await;
     let wrong = format!("{}:not it", ALICE.0);
-    for (listener, scheme, expected) in [
-        ("imap", "imap", 67),
-        ("pop3", "pop3", 67),
-        ("smtp", "smtp", 67),
-    ] {
+    for (listener, scheme, expected) in [("imap", "imap", 67), ("pop3", "pop3", 67), ("smtp", "smtp", 67)] {
         let url = format!("{scheme}://localhost:{}/", stage.port(listener));
         let mut arguments = vec!["-u", &wrong, &url];
         if listener == "smtp" {
@@ -159,7 +158,11 @@ async fn javamail_signs_in_in_all_its_ways() {
         ("imap-tls", vec!["mail.imap.ssl.enable=true", trust]),
     ] {
         let told = java("imap", &stage.port(listener), ALICE, &properties).await;
-        assert_eq!(told.text(), "ok 1 messages, last: hello, 20 characters\n", "{listener} {properties:?}: {told:?}");
+        assert_eq!(
+            told.text(),
+            "ok 1 messages, last: hello, 20 characters\n",
+            "{listener} {properties:?}: {told:?}"
+        );
     }
     let trust = "mail.pop3.ssl.trust=*";
     for (listener, properties) in [
@@ -169,7 +172,11 @@ async fn javamail_signs_in_in_all_its_ways() {
         ("pop3-tls", vec!["mail.pop3.ssl.enable=true", trust]),
     ] {
         let told = java("pop3", &stage.port(listener), ALICE, &properties).await;
-        assert_eq!(told.text(), "ok 1 messages, last: hello, 20 characters\n", "{listener} {properties:?}: {told:?}");
+        assert_eq!(
+            told.text(),
+            "ok 1 messages, last: hello, 20 characters\n",
+            "{listener} {properties:?}: {told:?}"
+        );
     }
     let trust = "mail.smtp.ssl.trust=*";
     for (listener, properties) in [
@@ -188,9 +195,12 @@ async fn javamail_signs_in_in_all_its_ways() {
 #[tokio::test(flavor = "multi_thread")]
 async fn javamail_shows_its_administrator_our_one_line() {
     let mut settings = Settings::default();
-    settings.users.push(User::new("mfa@contoso.com", "right").with(mailkey::simulator::Condition::MfaRequired));
+    settings
+        .users
+        .push(User::new("mfa@contoso.com", "right").with(mailkey::simulator::Condition::MfaRequired));
     let stage = Stage::planned(Plan { settings, ..Plan::default() }).await;
-    for (protocol, properties) in [("imap", vec![]), ("pop3", vec![]), ("smtp", vec!["mail.smtp.auth=true"])] {
+    for (protocol, properties) in [("imap", vec![]), ("pop3", vec![]), ("smtp", vec!["mail.smtp.auth=true"])]
+    {
         let told = java(protocol, &stage.port(protocol), ("mfa@contoso.com", "right"), &properties).await;
         assert_eq!(told.code, Some(3), "{told:?}");
         assert!(told.text().contains("multi-factor") && told.text().contains("AADSTS50076"), "{told:?}");
@@ -253,9 +263,11 @@ async fn a_message_of_30_mb_goes_up_and_comes_down_octet_for_octet() {
     std::fs::write(&file, &message).unwrap();
     let alice = user(ALICE);
     let url = format!("smtp://localhost:{}", stage.port("smtp"));
-    let told =
-        curl(&["-u", &alice, &url, "--mail-from", ALICE.0, "--mail-rcpt", ALICE.0, "-T", file.to_str().unwrap()], b"")
-            .await;
+    let told = curl(
+        &["-u", &alice, &url, "--mail-from", ALICE.0, "--mail-rcpt", ALICE.0, "-T", file.to_str().unwrap()],
+        b"",
+    )
+    .await;
     assert_eq!(told.code, Some(0), "{told:?}");
     let expected = digest(message.as_bytes());
     let submitted = stage.office.journal().into_iter().find_map(|event| match event {

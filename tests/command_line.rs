@@ -21,7 +21,9 @@ async fn the_demo_goes_round_once_and_ends_well() {
     let told = mailkey(&["demo", "--once"]).await;
     assert_eq!(told.code, Some(0), "{told:?}");
     let text = told.text();
-    for step in ["send a message over SMTP", "over IMAP", "over POP3", "over EWS", "grant `password`", "XOAUTH2"] {
+    for step in
+        ["send a message over SMTP", "over IMAP", "over POP3", "over EWS", "grant `password`", "XOAUTH2"]
+    {
         assert!(text.contains(step), "{step} is missing in\n{text}");
     }
     assert!(!text.contains(ALICE.1), "the demo's round trip prints the password");
@@ -31,7 +33,8 @@ async fn the_demo_goes_round_once_and_ends_well() {
 async fn a_broken_configuration_ends_with_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("proxy.yaml");
-    std::fs::write(&path, "oauth: {client-secret: hunter2, clientid: x}\nlisteners: [{protocol: imapp}]\n").unwrap();
+    std::fs::write(&path, "oauth: {client-secret: hunter2, clientid: x}\nlisteners: [{protocol: imapp}]\n")
+        .unwrap();
     for command in ["check", "run"] {
         let told = mailkey(&[command, "--config", path.to_str().unwrap()]).await;
         assert_eq!(told.code, Some(2), "{told:?}");
@@ -79,7 +82,8 @@ impl Running {
     async fn until(&mut self, text: &str) -> String {
         loop {
             let mut line = String::new();
-            let read = timeout(PATIENCE, self.log.read_line(&mut line)).await.expect("no such line in the log");
+            let read =
+                timeout(PATIENCE, self.log.read_line(&mut line)).await.expect("no such line in the log");
             assert!(read.unwrap() > 0, "the log ended before `{text}`:\n{}", self.seen);
             self.seen += &line;
             if line.contains(text) {
@@ -149,10 +153,8 @@ async fn a_stop_waits_for_the_message_under_way() {
     let mut wire = dial(address).await;
     wire.until("220 ").await;
     wire.ask("EHLO x", "250 ").await;
-    let plain = base64::Engine::encode(
-        &base64::prelude::BASE64_STANDARD,
-        format!("\0{}\0{}", ALICE.0, ALICE.1),
-    );
+    let plain =
+        base64::Engine::encode(&base64::prelude::BASE64_STANDARD, format!("\0{}\0{}", ALICE.0, ALICE.1));
     wire.ask(&format!("AUTH PLAIN {plain}"), "235 ").await;
     wire.ask(&format!("MAIL FROM:<{}>", ALICE.0), "250 ").await;
     wire.ask(&format!("RCPT TO:<{}>", ALICE.0), "250 ").await;

@@ -125,7 +125,10 @@ async fn silence_and_half_a_command_end_with_the_login_timeout() {
         wire.say(half).await;
         wire.rest().await;
         let took = begun.elapsed();
-        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(20), "{listener} {half:?}: {took:?}");
+        assert!(
+            took >= Duration::from_secs(1) && took < Duration::from_secs(20),
+            "{listener} {half:?}: {took:?}"
+        );
     }
     // a byte now and then does not buy more time
     let mut wire = stage.wire("imap").await;
@@ -167,7 +170,14 @@ async fn clients_that_vanish_at_any_step_leave_nothing_behind() {
     let stage = impatient().await;
     let plain = BASE64_STANDARD.encode(format!("\0{}\0{}", ALICE.0, ALICE.1));
     let steps: [(&str, Vec<String>); 3] = [
-        ("imap", vec![format!("a AUTHENTICATE PLAIN {plain}\r\n"), "b SELECT INBOX\r\n".into(), "c APPEND INBOX {100}\r\nhalf".into()]),
+        (
+            "imap",
+            vec![
+                format!("a AUTHENTICATE PLAIN {plain}\r\n"),
+                "b SELECT INBOX\r\n".into(),
+                "c APPEND INBOX {100}\r\nhalf".into(),
+            ],
+        ),
         ("pop3", vec![format!("USER {}\r\n", ALICE.0), format!("PASS {}\r\n", ALICE.1), "STAT\r\n".into()]),
         (
             "smtp",

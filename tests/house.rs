@@ -52,12 +52,48 @@ fn modules_use_only_what_the_map_allows() {
         ("config", &["secret", "explain"]),
         ("token", &["config", "secret", "explain", "clock", "telemetry"]),
         ("upstream", &["config", "secret", "explain", "clock", "stream", "telemetry"]),
-        ("serve", &["protocol", "seats", "token", "upstream", "config", "secret", "explain", "clock", "stream", "telemetry"]),
-        ("ews", &["token", "seats", "upstream", "config", "secret", "explain", "clock", "stream", "telemetry"]),
+        (
+            "serve",
+            &[
+                "protocol",
+                "seats",
+                "token",
+                "upstream",
+                "config",
+                "secret",
+                "explain",
+                "clock",
+                "stream",
+                "telemetry",
+            ],
+        ),
+        (
+            "ews",
+            &["token", "seats", "upstream", "config", "secret", "explain", "clock", "stream", "telemetry"],
+        ),
         ("admin", &["token", "config", "clock", "stream", "telemetry"]),
         ("live", &["admin", "config", "token", "telemetry", "clock"]),
-        ("app", &["live", "serve", "seats", "ews", "admin", "token", "upstream", "config", "telemetry", "clock", "explain", "stream"]),
-        ("cli", &["app", "simulator", "token", "upstream", "config", "explain", "secret", "telemetry", "clock"]),
+        (
+            "app",
+            &[
+                "live",
+                "serve",
+                "seats",
+                "ews",
+                "admin",
+                "token",
+                "upstream",
+                "config",
+                "telemetry",
+                "clock",
+                "explain",
+                "stream",
+            ],
+        ),
+        (
+            "cli",
+            &["app", "simulator", "token", "upstream", "config", "explain", "secret", "telemetry", "clock"],
+        ),
         ("lib", &[]),
         ("main", &[]),
     ];
@@ -114,7 +150,11 @@ fn no_type_is_called_client_or_server() {
                 let declared = ["struct ", "enum ", "trait "].iter().find_map(|kind| line.split_once(kind));
                 let Some((before, name)) = declared else { continue };
                 if before.trim().is_empty() || before.trim() == "pub" {
-                    assert!(!name.starts_with("Client") && !name.starts_with("Server"), "{}: {line}", path.display());
+                    assert!(
+                        !name.starts_with("Client") && !name.starts_with("Server"),
+                        "{}: {line}",
+                        path.display()
+                    );
                 }
             }
         }

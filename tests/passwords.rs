@@ -77,7 +77,8 @@ async fn what_is_pipelined_behind_the_login_is_kept_and_answered() {
     let stage = Stage::usual().await;
     stage.office.deliver(ALICE.0, "Subject: one\r\n\r\nbody\r\n");
     let mut wire = stage.wire("imap").await;
-    wire.say(format!("a LOGIN {} \"{}\"\r\nb SELECT INBOX\r\nc FETCH 1 (BODY[TEXT])\r\n", ALICE.0, ALICE.1)).await;
+    wire.say(format!("a LOGIN {} \"{}\"\r\nb SELECT INBOX\r\nc FETCH 1 (BODY[TEXT])\r\n", ALICE.0, ALICE.1))
+        .await;
     wire.until("a OK").await;
     wire.until("b OK").await;
     wire.until("c OK").await;

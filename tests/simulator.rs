@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::Output};
 
 use mailkey::simulator::{
-    ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, DIRECTORY_ID, Event, PUBLIC_CLIENT_ID, SUPPORT,
-    Service, Settings, Simulator,
+    ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, DIRECTORY_ID, Event, PUBLIC_CLIENT_ID,
+    SUPPORT, Service, Settings, Simulator,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -82,8 +82,18 @@ async fn curl_sends_by_smtp_and_reads_by_imap_and_pop3_and_ews() {
     let smtp = format!("smtp://localhost:{}", bench.simulator.smtp().port());
     let sent = bench
         .curl(&[
-            &smtp, "--ssl-reqd", "--user", ALICE.0, "--oauth2-bearer", &alice, "--mail-from", ALICE.0, "--mail-rcpt",
-            BOB.0, "--upload-file", message.to_str().unwrap(),
+            &smtp,
+            "--ssl-reqd",
+            "--user",
+            ALICE.0,
+            "--oauth2-bearer",
+            &alice,
+            "--mail-from",
+            ALICE.0,
+            "--mail-rcpt",
+            BOB.0,
+            "--upload-file",
+            message.to_str().unwrap(),
         ])
         .await;
     assert!(sent.status.success(), "{sent:?}");

@@ -92,9 +92,10 @@ fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
             );
         }
     }
-    for (name, protocol, upstream) in
-        [("imap-up-starttls", "imap", office.imap_starttls()), ("pop3-up-starttls", "pop3", office.pop3_starttls())]
-    {
+    for (name, protocol, upstream) in [
+        ("imap-up-starttls", "imap", office.imap_starttls()),
+        ("pop3-up-starttls", "pop3", office.pop3_starttls()),
+    ] {
         listeners += &format!(
             "  - {{name: {name}, protocol: {protocol}, listen: '127.0.0.1:0', \
              upstream: 'localhost:{}', upstream-tls: starttls}}\n",
@@ -143,7 +144,11 @@ impl Told {
 }
 
 /// Runs a program to its end; a program that is not there is a failed test, never a skipped one.
-pub async fn run<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>, input: &[u8]) -> Told {
+pub async fn run<I: AsRef<OsStr>>(
+    program: &str,
+    arguments: impl IntoIterator<Item = I>,
+    input: &[u8],
+) -> Told {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())

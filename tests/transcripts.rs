@@ -20,14 +20,8 @@ use mailkey::protocol::smtp::{SmtpBack, SmtpFront};
 use mailkey::secret::{AccessToken, Encrypted};
 
 /// Every directory of transcripts. One that is missing here, or empty, fails.
-const DIRECTORIES: &[&str] = &[
-    "imap/back",
-    "imap/front",
-    "pop3/back",
-    "pop3/front",
-    "smtp/back",
-    "smtp/front",
-];
+const DIRECTORIES: &[&str] =
+    &["imap/back", "imap/front", "pop3/back", "pop3/front", "smtp/back", "smtp/front"];
 
 /// The front that the transcripts of a protocol are replayed with.
 fn front(protocol: &str, settings: FrontSettings) -> Box<dyn Front> {

@@ -21,9 +21,10 @@ use crate::config::model::{
     Account, Application, ClientAuth, Endpoints, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Upstream,
     UserPattern,
 };
-use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Seats, Sender};
+use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
 use crate::explain::{Explanation, Fault, Passes, Refusal};
+use crate::seats::Seats;
 use crate::secret::AccessToken;
 use crate::telemetry::metrics::Metrics;
 use crate::token::request::{Granted, Origin, TokenFuture, TokenRequest, Tokens};
