@@ -179,18 +179,18 @@ fn plain(c: char) -> char {
     }
 }
 
-fn collect(node: &Node, shown: bool, shows: fn(&str) -> bool, into: &mut Vec<(Range<usize>, bool)>) {
+fn collect(node: &Node, open: bool, shows: fn(&str) -> bool, into: &mut Vec<(Range<usize>, bool)>) {
     match &node.kind {
         Kind::Null => {}
         Kind::Scalar(text) => {
             let harmless = !(text.contains("//") && text.contains('@'));
-            into.push((node.range.clone(), shown && harmless));
+            into.push((node.range.clone(), open && harmless));
         }
-        Kind::List(items) => items.iter().for_each(|item| collect(item, shown, shows, into)),
+        Kind::List(items) => items.iter().for_each(|item| collect(item, open, shows, into)),
         Kind::Map(entries) => {
             for (key, value) in entries {
-                into.push((key.range.clone(), shown));
-                collect(value, shown && key.scalar().is_some_and(shows), shows, into);
+                into.push((key.range.clone(), open));
+                collect(value, open && key.scalar().is_some_and(shows), shows, into);
             }
         }
     }

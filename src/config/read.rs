@@ -163,22 +163,20 @@ impl<'a> Reader<'a> {
         let mut complete = true;
         while let Some((before, behind)) = rest.split_once("${") {
             value.push_str(before);
-            match behind.split_once('}').filter(|(name, _)| is_variable(name)) {
-                Some((name, after)) => {
-                    if let Some(text) = (self.env)(name).map(Zeroizing::new) {
-                        value.push_str(&text);
-                    } else {
-                        let what = format!("the environment variable `{}` is not set", repeated(name));
-                        self.problem(at, what, format!("set `{}`, or write the value", repeated(name)));
-                        complete = false;
-                    }
-                    rest = after;
-                }
-                None => {
-                    value.push_str("${");
-                    rest = behind;
-                }
+            let Some((name, after)) = behind.split_once('}').filter(|(name, _)| is_variable(name)) else {
+                value.push_str("${");
+                rest = behind;
+                continue;
+            };
+            if let Some(text) = (self.env)(name).map(Zeroizing::new) {
+                value.push_str(&text);
+            } else {
+                let name = repeated(name);
+                let what = format!("the environment variable `{name}` is not set");
+                self.problem(at, what, format!("set `{name}`, or write the value"));
+                complete = false;
             }
+            rest = after;
         }
         value.push_str(rest);
         complete.then_some(value)
@@ -515,8 +513,8 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         total = total.checked_add(part)?;
         rest = after;
     }
-    // A century is no wait any more, and additions to a clock must not overflow.
-    (total > Duration::ZERO && total < Duration::from_secs(100 * 365 * 86_400)).then_some(total)
+    // Ten years are no wait any more, and additions to a clock must not overflow.
+    (total > Duration::ZERO && total < Duration::from_hours(10 * 365 * 24)).then_some(total)
 }
 
 /// `10.0.0.0/8`, `::1`.

@@ -1,6 +1,6 @@
 //! From the tree to what the program runs on: every section, every default, and the rules between them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ const LIMIT_KEYS: [&str; 6] = [
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Whether the values of a key may be shown in a message: a key that is known and holds no secret.
 pub(super) fn shows(key: &str) -> bool {
@@ -128,10 +128,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     }
     let admin = admin(reader, &top);
     check_ports(reader, &drafts, admin.as_ref());
-    let tls = top
-        .get("tls")
-        .map(|node| tls(reader, node))
-        .unwrap_or_else(|| Tls { post_quantum: true, ..Tls::default() });
+    let tls = tls(reader, top.get("tls"));
     check_front_tls(reader, &top);
 
     let dealt = Dealing { reader, top: &oauth, at: oauth_at, entries: &entries, only };
@@ -487,8 +484,10 @@ fn check_front_tls(reader: &Reader<'_>, top: &Section<'_>) {
     }
 }
 
-fn tls(reader: &Reader<'_>, node: &Node) -> Tls {
-    let Some(section) = reader.section(node, "tls", &TLS_KEYS) else { return Tls::default() };
+fn tls(reader: &Reader<'_>, node: Option<&Node>) -> Tls {
+    let Some(section) = node.and_then(|node| reader.section(node, "tls", &TLS_KEYS)) else {
+        return Tls { post_quantum: true, ..Tls::default() };
+    };
     let certificate = section.get("certificate-file");
     let key = section.get("key-file");
     if let (Some(node), None) = (certificate, key) {
@@ -578,7 +577,7 @@ fn password_hashes(reader: &Reader<'_>, section: &Section<'_>) -> Vec<String> {
         _ => reader.problem(
             at,
             "this password hash cannot be read",
-            "write an Argon2id hash whole, from `$argon2id$` to its end, in single quotes",
+            "make one with `mailkey hash-password`, and copy it whole, from `$argon2id$` to its end",
         ),
     };
     if let (Some(_), Some(at)) = (section.get("password-hash"), section.key_at("password-hash-file")) {
@@ -694,7 +693,7 @@ impl Dealing<'_> {
             if pattern == "*" && entry.user.at == self.at {
                 "list users under `accounts`, each with a `password-hash`, and write `accounts-only: true`"
             } else {
-                "add `password-hash` with an Argon2id hash of a password that you choose"
+                "add `password-hash`, made by `mailkey hash-password`"
             },
         );
     }
@@ -708,10 +707,8 @@ fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
     if let Some(margin) = section.get("refresh-margin").and_then(|node| reader.duration(node)) {
         tokens.refresh_margin = margin;
     }
-    if let Some(node) = section.get("store") {
-        if let Some(store) = store(reader, node) {
-            tokens.store = store;
-        }
+    if let Some(store) = section.get("store").and_then(|node| store(reader, node)) {
+        tokens.store = store;
     }
     if let Some(password) = reader.secret(&section, "store-password") {
         match &mut tokens.store {
@@ -720,7 +717,7 @@ fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
                 let _refused = url.set_password(Some(password.value.expose()));
             }
             Store::Redis(_) => {
-                reader.both(password.at, "store-password", "a password in the URL of the store")
+                reader.both(password.at, "store-password", "a password in the URL of the store");
             }
             Store::Memory | Store::File(_) => {
                 reader.problem(password.at, "`store-password` belongs to a `redis://` store", "remove it");
@@ -903,7 +900,7 @@ fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
 
 /// Says of listeners towards Exchange Online when EWS ends there.
 pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
-    let mut client_ids: BTreeMap<&str, ()> = BTreeMap::new();
+    let mut client_ids: BTreeSet<&str> = BTreeSet::new();
     let mut name = None;
     for listener in &config.listeners {
         let Upstream::Http(url) = &listener.upstream else { continue };
@@ -914,12 +911,12 @@ pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
         });
         if online {
             name = name.or(Some(listener.name.as_str()));
-            client_ids.extend(listener.accounts.iter().map(|a| (a.application.client_id.as_str(), ())));
+            client_ids.extend(listener.accounts.iter().map(|a| a.application.client_id.as_str()));
         }
     }
     let Some(name) = name else { return };
     let ids =
-        client_ids.into_keys().filter(|id| !id.is_empty()).map(|id| format!("`{id}`")).collect::<Vec<_>>();
+        client_ids.into_iter().filter(|id| !id.is_empty()).map(|id| format!("`{id}`")).collect::<Vec<_>>();
     reader.remark(
         place_of_listener(root, name),
         "EWS ends in Exchange Online for good on 1 April 2027; until then it is off unless a tenant switches it on",
