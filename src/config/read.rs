@@ -12,7 +12,7 @@ use url::{Host, Url};
 use zeroize::Zeroizing;
 
 use super::problem::{Problem, Severity, nearest};
-use super::raw::{Kind, Node, Place};
+use super::raw::{Kind, Node, Place, is_word};
 use crate::secret::Secret;
 
 /// The longest file with a secret, in octets.
@@ -139,7 +139,12 @@ impl<'a> Reader<'a> {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("known here: {}", words(known)),
         };
-        self.problem(at, format!("unknown key `{}` in `{name}`", repeated(word)), remedy);
+        if is_word(word) {
+            self.problem(at, format!("unknown key `{word}` in `{name}`"), remedy);
+        } else {
+            let remedy = "write a word, a `:`, a blank and the value";
+            self.problem(at, format!("something in `{name}` that is no key"), remedy);
+        }
     }
 
     /// A scalar as it counts: environment variables put in, not empty.
@@ -425,7 +430,8 @@ impl<'a> Reader<'a> {
 /// A value for a message: in backticks, no longer than it helps, and never with a secret in it.
 pub(super) fn shown(node: &Node) -> String {
     match node.scalar() {
-        Some(text) if text.contains("//") && text.contains('@') => "a URL with a user name in it".to_owned(),
+        // It may be half a URL with a password before the `@`.
+        Some(text) if text.contains('@') => "a text with `@` in it".to_owned(),
         Some(text) => format!("`{}`", repeated(text)),
         None => kind(node).to_owned(),
     }

@@ -65,12 +65,15 @@ const LIMIT_KEYS: [&str; 6] = [
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// Whether the values of a key may be shown in a message: a key that is known and holds no secret.
-pub(super) fn shows(key: &str) -> bool {
+/// Whether a value of a key may be shown in a message: the key is known and holds no secret, and the value is
+/// none in disguise. With an empty value: whether anything below the key may be shown.
+pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
+    const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
+    const ADDRESSES: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "fixed-account", "username"];
     const OTHER: [&str; 3] = ["listen", "level", "format"];
-    let known = [
-        &TOP_KEYS[..],
+    let known: [&[&str]; 10] = [
+        &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
         &TLS_KEYS,
@@ -81,7 +84,11 @@ pub(super) fn shows(key: &str) -> bool {
         &oauth::KEYS,
         &OTHER,
     ];
-    !SECRET.contains(&key) && known.iter().any(|keys| keys.contains(&key))
+    // `client-secret:…` without the blank behind the `:` is the value of what stands above it.
+    let disguised = SECTIONS.contains(&key) && !matches!(value, "" | "off" | "none")
+        || value.contains('@') && !(ADDRESSES.contains(&key) && !value.contains([':', '/']))
+        || SECRET.iter().any(|secret| value.contains(&format!("{secret}:")));
+    !SECRET.contains(&key) && !disguised && known.iter().any(|keys| keys.contains(&key))
 }
 
 /// A listener as it was read, before accounts are dealt out.
@@ -111,10 +118,9 @@ struct Entry {
 /// Resolves the whole file. `None` only where something was noted as a problem.
 pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     let top = reader.section(root, "the file", &TOP_KEYS)?;
-    let start = Place { line: 1, column: 1, length: 1 };
     let oauth_section = top.get("oauth").and_then(|node| reader.section(node, "oauth", &oauth::KEYS));
     let oauth = oauth_section.as_ref().map(|section| OAuth::read(reader, section)).unwrap_or_default();
-    let oauth_at = top.key_at("oauth").unwrap_or(start);
+    let oauth_at = top.key_at("oauth").unwrap_or_default();
 
     let drafts = drafts(reader, &top, &oauth);
     let entries = entries(reader, &top);
@@ -174,7 +180,7 @@ fn drafts(reader: &Reader<'_>, top: &Section<'_>, oauth: &OAuth) -> Vec<Draft> {
         }
     };
     if nodes.is_empty() {
-        let at = top.key_at("listeners").unwrap_or(top.at);
+        let at = top.key_at("listeners").unwrap_or_default();
         reader.problem(at, "there are no `listeners`", "add one: name, protocol, listen");
     }
     let mut names: Vec<At<String>> = Vec::new();
