@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cli::out::Out;
+use super::out::Out;
 use crate::config::model::{
     Account, Admin, BackTls, ClientAuth, Config, FrontTls, KeySource, Listener, OutboundProxy, ProxyAuth,
     Sasl, TlsVersion, Upstream,
@@ -24,15 +24,15 @@ pub fn check_with(path: &Path, env: &dyn Fn(&str) -> Option<String>, out: &mut O
     match crate::config::load(path, env) {
         Ok(loaded) => {
             let name = path.display().to_string();
-            out.say(describe(&loaded.config));
+            out.line(describe(&loaded.config));
             for remark in &loaded.remarks {
-                out.say(remark.in_file(&name));
+                out.line(remark.in_file(&name));
             }
-            out.say(format_args!("{name} is in order"));
+            out.line(format_args!("{name} is in order"));
             ExitCode::SUCCESS
         }
         Err(problems) => {
-            out.complain(problems);
+            out.error(problems);
             ExitCode::from(EXIT_PROBLEMS)
         }
     }
@@ -103,17 +103,14 @@ fn account(text: &mut String, listener: &Listener, account: &Account) {
     add(text, format_args!("    {}", account.user.as_str()));
     add(text, format_args!("      grant      {grants}, at {}", application.endpoints.authority));
     add(text, format_args!("      client     {} ({proof})", application.client_id));
-    match &application.endpoints.v1_resource {
-        Some(resource) => add(text, format_args!("      resource   {resource}")),
-        None => {
-            let mut scopes: Vec<String> = application
-                .grants
-                .iter()
-                .map(|grant| application.scope_for(listener.protocol, *grant))
-                .collect();
-            scopes.dedup();
-            add(text, format_args!("      scope      {}", scopes.join(", then ")));
-        }
+    if let Some(resource) = &application.endpoints.v1_resource {
+        add(text, format_args!("      resource   {resource}"));
+    } else {
+        let grants = application.grants.iter();
+        let mut scopes: Vec<String> =
+            grants.map(|grant| application.scope_for(listener.protocol, *grant)).collect();
+        scopes.dedup();
+        add(text, format_args!("      scope      {}", scopes.join(", then ")));
     }
     let same = "as the client signs in";
     let mapped = account.mailbox_for(same, listener.protocol);
@@ -137,13 +134,16 @@ fn outbound_proxy(text: &mut String, proxy: &OutboundProxy) {
         ProxyAuth::Ntlm => "ntlm",
         ProxyAuth::Negotiate => "negotiate",
     };
-    let uses =
+    let named =
         [("identity", proxy.use_for.identity), ("ews", proxy.use_for.ews), ("mail", proxy.use_for.mail)];
-    let uses: Vec<&str> = uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
-    let user = proxy.username.as_deref().unwrap_or("nobody");
-    let uses = uses.join(", ");
-    let exceptions = proxy.no_proxy.len();
-    let what = format!("{} for {uses}, as {user} (auth: {auth}), {exceptions} exceptions", proxy.url);
+    let named: Vec<&str> = named.iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
+    let who = proxy.username.as_deref().unwrap_or("nobody");
+    let what = format!(
+        "{} for {}, as {who} (auth: {auth}), {} exceptions",
+        proxy.url,
+        named.join(", "),
+        proxy.no_proxy.len()
+    );
     line(text, "outbound proxy", &what);
 }
 

@@ -14,7 +14,7 @@ pub struct Out {
 
 impl Out {
     /// The process's own.
-    pub fn stdio() -> Self {
+    pub fn standard() -> Self {
         Self::new(io::stdout(), io::stderr())
     }
 
@@ -24,12 +24,12 @@ impl Out {
     }
 
     /// A line, or several, of the result.
-    pub fn say(&mut self, text: impl Display) {
+    pub fn line(&mut self, text: impl Display) {
         write(&mut *self.results, &text.to_string());
     }
 
     /// A line, or several, about what went wrong.
-    pub fn complain(&mut self, text: impl Display) {
+    pub fn error(&mut self, text: impl Display) {
         write(&mut *self.complaints, &text.to_string());
     }
 }
@@ -67,8 +67,8 @@ mod tests {
     fn control_characters_do_not_reach_the_terminal() {
         let (results, complaints) = (Heard::default(), Heard::default());
         let mut out = Out::new(results.clone(), complaints.clone());
-        out.say("a\u{1b}[31m\r\nb");
-        out.complain("c\n");
+        out.line("a\u{1b}[31m\r\nb");
+        out.error("c\n");
         assert_eq!(results.0.lock().unwrap().as_slice(), b"a?[31m?\nb\n");
         assert_eq!(complaints.0.lock().unwrap().as_slice(), b"c\n");
     }

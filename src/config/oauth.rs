@@ -430,7 +430,11 @@ impl OAuth {
                     format!("`grant: {}` does not work with `directory-id: {directory}`", grant.as_str()),
                     "write the Directory (tenant) ID, or a verified domain, as `directory-id`",
                 ),
-                _ => {}
+                Grant::Password
+                | Grant::ClientCredentials
+                | Grant::DeviceCode
+                | Grant::AuthorizationCode
+                | Grant::ManagedIdentity => {}
             }
         }
         Some(directory.to_owned())

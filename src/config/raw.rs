@@ -28,6 +28,9 @@ const MAX_NODES: usize = 100_000;
 /// A line is shown up to this many characters.
 const MAX_SHOWN: usize = 160;
 
+/// Whether a value of a key may be shown; with an empty value: whether anything below the key may be.
+pub(super) type Shows = fn(key: &str, value: &str) -> bool;
+
 /// A place in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
@@ -85,12 +88,12 @@ pub(super) struct NotYaml {
 }
 
 impl<'a> Source<'a> {
-    /// Reads the text. `shows(key)` says whether the values of a key may be shown.
-    pub(super) fn read(text: &'a str, shows: fn(&str) -> bool) -> (Self, Result<Node, NotYaml>) {
+    /// Reads the text.
+    pub(super) fn read(text: &'a str, shows: Shows) -> (Self, Result<Node, NotYaml>) {
         match tree(text) {
             Ok(root) => {
                 let mut scalars = Vec::new();
-                collect(&root, true, shows, &mut scalars);
+                collect(&root, Below::Top, shows, &mut scalars);
                 scalars.sort_by_key(|(range, shown)| (range.start, *shown));
                 (Self { text, scalars: Some(scalars) }, Ok(root))
             }
@@ -99,7 +102,7 @@ impl<'a> Source<'a> {
     }
 
     /// The line of a place, masked: of values, only those that are known to be harmless; no comments.
-    pub(super) fn excerpt(&self, at: Place, shows: fn(&str) -> bool) -> Option<Excerpt> {
+    pub(super) fn excerpt(&self, at: Place, shows: Shows) -> Option<Excerpt> {
         let line = self.text.split('\n').nth(at.line.checked_sub(1)?)?;
         let start = line.as_ptr() as usize - self.text.as_ptr() as usize;
         let masked = match &self.scalars {
@@ -149,7 +152,7 @@ fn mask(line: &str, start: usize, scalars: &[(Range<usize>, bool)]) -> Vec<(char
 }
 
 /// The same for a file that could not be read: no more than a key, and a value that is known to be harmless.
-fn mask_blindly(line: &str, shows: fn(&str) -> bool) -> Vec<(char, usize)> {
+fn mask_blindly(line: &str, shows: Shows) -> Vec<(char, usize)> {
     let with_columns = |text: &str| text.chars().map(plain).enumerate().map(|(i, c)| (c, i)).collect();
     let Some((key, value)) = line.split_once(':') else {
         let indent = line.chars().take_while(|c| c.is_whitespace() || *c == '-').collect::<String>();
@@ -160,11 +163,11 @@ fn mask_blindly(line: &str, shows: fn(&str) -> bool) -> Vec<(char, usize)> {
         };
     };
     let name = key.trim_matches([' ', '\t', '-', '"', '\'']);
-    let harmless = !value.contains([':', '{', '&', '*', '@', '#']) && !value.contains("${");
-    if shows(name) && harmless {
+    let harmless = !value.contains([':', '{', '&', '*', '@', '#', '$']);
+    if harmless && shows(name, value.trim()) {
         return with_columns(line);
     }
-    if !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '-') {
+    if !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') {
         return with_columns(&format!("{key}: {REDACTED}"));
     }
     with_columns(REDACTED)
@@ -179,21 +182,43 @@ fn plain(c: char) -> char {
     }
 }
 
-fn collect(node: &Node, shown: bool, shows: fn(&str) -> bool, into: &mut Vec<(Range<usize>, bool)>) {
+/// What a node stands below.
+#[derive(Clone, Copy)]
+enum Below<'n> {
+    /// Nothing.
+    Top,
+    /// This key, and only keys that may be shown above it.
+    Key(&'n str),
+    /// A key whose values are hidden, or may be.
+    Hidden,
+}
+
+fn collect<'n>(node: &'n Node, below: Below<'n>, shows: Shows, into: &mut Vec<(Range<usize>, bool)>) {
     match &node.kind {
         Kind::Null => {}
         Kind::Scalar(text) => {
-            let harmless = !(text.contains("//") && text.contains('@'));
-            into.push((node.range.clone(), shown && harmless));
+            let shown = matches!(below, Below::Key(key) if shows(key, text));
+            into.push((node.range.clone(), shown));
         }
-        Kind::List(items) => items.iter().for_each(|item| collect(item, shown, shows, into)),
+        Kind::List(items) => items.iter().for_each(|item| collect(item, below, shows, into)),
         Kind::Map(entries) => {
+            let open = !matches!(below, Below::Hidden);
             for (key, value) in entries {
-                into.push((key.range.clone(), shown));
-                collect(value, shown && key.scalar().is_some_and(shows), shows, into);
+                let name = key.scalar().filter(|_| open);
+                into.push((key.range.clone(), name.is_some_and(is_word)));
+                let below = match name {
+                    Some(name) if shows(name, "") => Below::Key(name),
+                    Some(_) | None => Below::Hidden,
+                };
+                collect(value, below, shows, into);
             }
         }
     }
+}
+
+/// Whether a text can be a key, mistyped or not. `client-secret:hunter2`, without the blank, is none.
+pub(super) fn is_word(text: &str) -> bool {
+    text.len() <= 40 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 fn tree(text: &str) -> Result<Node, NotYaml> {
@@ -376,8 +401,8 @@ impl<'de> Visitor<'de> for ShapeVisitor {
 mod tests {
     use super::*;
 
-    fn harmless(key: &str) -> bool {
-        matches!(key, "open" | "list" | "section")
+    fn harmless(key: &str, value: &str) -> bool {
+        matches!(key, "open" | "list") && !value.contains('@') || key == "section" && value.is_empty()
     }
 
     fn shown(text: &str, line: usize, column: usize) -> String {
@@ -410,6 +435,10 @@ mod tests {
             ("secret: [hunter2, open]", 1, "secret: [[redacted], [redacted]]"),
             ("open: https://alice:hunter2@example.com/", 1, "open: [redacted]"),
             ("open: &a x\nsecret: *a", 2, "secret: "),
+            ("section: secret:hunter2", 1, "section: [redacted]"),
+            ("{secret:hunter2, open: a}", 1, "{[redacted], open: a}"),
+            ("hunter2", 1, "[redacted]"),
+            ("- hunter2", 1, "- [redacted]"),
         ] {
             assert_eq!(shown(text, line, 1), masked.trim_end(), "{text}");
         }

@@ -12,7 +12,7 @@ use url::{Host, Url};
 use zeroize::Zeroizing;
 
 use super::problem::{Problem, Severity, nearest};
-use super::raw::{Kind, Node, Place};
+use super::raw::{Kind, Node, Place, is_word};
 use crate::secret::Secret;
 
 /// The longest file with a secret, in octets.
@@ -139,7 +139,12 @@ impl<'a> Reader<'a> {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("known here: {}", words(known)),
         };
-        self.problem(at, format!("unknown key `{}` in `{name}`", repeated(word)), remedy);
+        if is_word(word) {
+            self.problem(at, format!("unknown key `{word}` in `{name}`"), remedy);
+        } else {
+            let remedy = "write a word, a `:`, a blank and the value";
+            self.problem(at, format!("something in `{name}` that is no key"), remedy);
+        }
     }
 
     /// A scalar as it counts: environment variables put in, not empty.
@@ -163,22 +168,20 @@ impl<'a> Reader<'a> {
         let mut complete = true;
         while let Some((before, behind)) = rest.split_once("${") {
             value.push_str(before);
-            match behind.split_once('}').filter(|(name, _)| is_variable(name)) {
-                Some((name, after)) => {
-                    if let Some(text) = (self.env)(name).map(Zeroizing::new) {
-                        value.push_str(&text);
-                    } else {
-                        let what = format!("the environment variable `{}` is not set", repeated(name));
-                        self.problem(at, what, format!("set `{}`, or write the value", repeated(name)));
-                        complete = false;
-                    }
-                    rest = after;
-                }
-                None => {
-                    value.push_str("${");
-                    rest = behind;
-                }
+            let Some((name, after)) = behind.split_once('}').filter(|(name, _)| is_variable(name)) else {
+                value.push_str("${");
+                rest = behind;
+                continue;
+            };
+            if let Some(text) = (self.env)(name).map(Zeroizing::new) {
+                value.push_str(&text);
+            } else {
+                let name = repeated(name);
+                let what = format!("the environment variable `{name}` is not set");
+                self.problem(at, what, format!("set `{name}`, or write the value"));
+                complete = false;
             }
+            rest = after;
         }
         value.push_str(rest);
         complete.then_some(value)
@@ -427,7 +430,8 @@ impl<'a> Reader<'a> {
 /// A value for a message: in backticks, no longer than it helps, and never with a secret in it.
 pub(super) fn shown(node: &Node) -> String {
     match node.scalar() {
-        Some(text) if text.contains("//") && text.contains('@') => "a URL with a user name in it".to_owned(),
+        // It may be half a URL with a password before the `@`.
+        Some(text) if text.contains('@') => "a text with `@` in it".to_owned(),
         Some(text) => format!("`{}`", repeated(text)),
         None => kind(node).to_owned(),
     }
@@ -515,8 +519,8 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         total = total.checked_add(part)?;
         rest = after;
     }
-    // A century is no wait any more, and additions to a clock must not overflow.
-    (total > Duration::ZERO && total < Duration::from_secs(100 * 365 * 86_400)).then_some(total)
+    // Ten years are no wait any more, and additions to a clock must not overflow.
+    (total > Duration::ZERO && total < Duration::from_hours(10 * 365 * 24)).then_some(total)
 }
 
 /// `10.0.0.0/8`, `::1`.

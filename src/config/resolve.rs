@@ -1,6 +1,6 @@
 //! From the tree to what the program runs on: every section, every default, and the rules between them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,14 +63,17 @@ const LIMIT_KEYS: [&str; 6] = [
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
-/// Whether the values of a key may be shown in a message: a key that is known and holds no secret.
-pub(super) fn shows(key: &str) -> bool {
+/// Whether a value of a key may be shown in a message: the key is known and holds no secret, and the value is
+/// none in disguise. With an empty value: whether anything below the key may be shown.
+pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
+    const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
+    const ADDRESSES: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "fixed-account", "username"];
     const OTHER: [&str; 3] = ["listen", "level", "format"];
-    let known = [
-        &TOP_KEYS[..],
+    let known: [&[&str]; 10] = [
+        &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
         &TLS_KEYS,
@@ -81,7 +84,11 @@ pub(super) fn shows(key: &str) -> bool {
         &oauth::KEYS,
         &OTHER,
     ];
-    !SECRET.contains(&key) && known.iter().any(|keys| keys.contains(&key))
+    // `client-secret:…` without the blank behind the `:` is the value of what stands above it.
+    let disguised = SECTIONS.contains(&key) && !matches!(value, "" | "off" | "none")
+        || value.contains('@') && !(ADDRESSES.contains(&key) && !value.contains([':', '/']))
+        || SECRET.iter().any(|secret| value.contains(&format!("{secret}:")));
+    !SECRET.contains(&key) && !disguised && known.iter().any(|keys| keys.contains(&key))
 }
 
 /// A listener as it was read, before accounts are dealt out.
@@ -111,10 +118,9 @@ struct Entry {
 /// Resolves the whole file. `None` only where something was noted as a problem.
 pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     let top = reader.section(root, "the file", &TOP_KEYS)?;
-    let start = Place { line: 1, column: 1, length: 1 };
     let oauth_section = top.get("oauth").and_then(|node| reader.section(node, "oauth", &oauth::KEYS));
     let oauth = oauth_section.as_ref().map(|section| OAuth::read(reader, section)).unwrap_or_default();
-    let oauth_at = top.key_at("oauth").unwrap_or(start);
+    let oauth_at = top.key_at("oauth").unwrap_or_default();
 
     let drafts = drafts(reader, &top, &oauth);
     let entries = entries(reader, &top);
@@ -128,10 +134,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     }
     let admin = admin(reader, &top);
     check_ports(reader, &drafts, admin.as_ref());
-    let tls = top
-        .get("tls")
-        .map(|node| tls(reader, node))
-        .unwrap_or_else(|| Tls { post_quantum: true, ..Tls::default() });
+    let tls = tls(reader, top.get("tls"));
     check_front_tls(reader, &top);
 
     let dealt = Dealing { reader, top: &oauth, at: oauth_at, entries: &entries, only };
@@ -177,7 +180,7 @@ fn drafts(reader: &Reader<'_>, top: &Section<'_>, oauth: &OAuth) -> Vec<Draft> {
         }
     };
     if nodes.is_empty() {
-        let at = top.key_at("listeners").unwrap_or(top.at);
+        let at = top.key_at("listeners").unwrap_or_default();
         reader.problem(at, "there are no `listeners`", "add one: name, protocol, listen");
     }
     let mut names: Vec<At<String>> = Vec::new();
@@ -487,8 +490,10 @@ fn check_front_tls(reader: &Reader<'_>, top: &Section<'_>) {
     }
 }
 
-fn tls(reader: &Reader<'_>, node: &Node) -> Tls {
-    let Some(section) = reader.section(node, "tls", &TLS_KEYS) else { return Tls::default() };
+fn tls(reader: &Reader<'_>, node: Option<&Node>) -> Tls {
+    let Some(section) = node.and_then(|node| reader.section(node, "tls", &TLS_KEYS)) else {
+        return Tls { post_quantum: true, ..Tls::default() };
+    };
     let certificate = section.get("certificate-file");
     let key = section.get("key-file");
     if let (Some(node), None) = (certificate, key) {
@@ -578,7 +583,7 @@ fn password_hashes(reader: &Reader<'_>, section: &Section<'_>) -> Vec<String> {
         _ => reader.problem(
             at,
             "this password hash cannot be read",
-            "write an Argon2id hash whole, from `$argon2id$` to its end, in single quotes",
+            "make one with `mailkey hash-password`, and copy it whole, from `$argon2id$` to its end",
         ),
     };
     if let (Some(_), Some(at)) = (section.get("password-hash"), section.key_at("password-hash-file")) {
@@ -694,7 +699,7 @@ impl Dealing<'_> {
             if pattern == "*" && entry.user.at == self.at {
                 "list users under `accounts`, each with a `password-hash`, and write `accounts-only: true`"
             } else {
-                "add `password-hash` with an Argon2id hash of a password that you choose"
+                "add `password-hash`, made by `mailkey hash-password`"
             },
         );
     }
@@ -708,10 +713,8 @@ fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
     if let Some(margin) = section.get("refresh-margin").and_then(|node| reader.duration(node)) {
         tokens.refresh_margin = margin;
     }
-    if let Some(node) = section.get("store") {
-        if let Some(store) = store(reader, node) {
-            tokens.store = store;
-        }
+    if let Some(store) = section.get("store").and_then(|node| store(reader, node)) {
+        tokens.store = store;
     }
     if let Some(password) = reader.secret(&section, "store-password") {
         match &mut tokens.store {
@@ -720,7 +723,7 @@ fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
                 let _refused = url.set_password(Some(password.value.expose()));
             }
             Store::Redis(_) => {
-                reader.both(password.at, "store-password", "a password in the URL of the store")
+                reader.both(password.at, "store-password", "a password in the URL of the store");
             }
             Store::Memory | Store::File(_) => {
                 reader.problem(password.at, "`store-password` belongs to a `redis://` store", "remove it");
@@ -903,7 +906,7 @@ fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
 
 /// Says of listeners towards Exchange Online when EWS ends there.
 pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
-    let mut client_ids: BTreeMap<&str, ()> = BTreeMap::new();
+    let mut client_ids: BTreeSet<&str> = BTreeSet::new();
     let mut name = None;
     for listener in &config.listeners {
         let Upstream::Http(url) = &listener.upstream else { continue };
@@ -914,12 +917,12 @@ pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
         });
         if online {
             name = name.or(Some(listener.name.as_str()));
-            client_ids.extend(listener.accounts.iter().map(|a| (a.application.client_id.as_str(), ())));
+            client_ids.extend(listener.accounts.iter().map(|a| a.application.client_id.as_str()));
         }
     }
     let Some(name) = name else { return };
     let ids =
-        client_ids.into_keys().filter(|id| !id.is_empty()).map(|id| format!("`{id}`")).collect::<Vec<_>>();
+        client_ids.into_iter().filter(|id| !id.is_empty()).map(|id| format!("`{id}`")).collect::<Vec<_>>();
     reader.remark(
         place_of_listener(root, name),
         "EWS ends in Exchange Online for good on 1 April 2027; until then it is off unless a tenant switches it on",
