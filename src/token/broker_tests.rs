@@ -486,7 +486,10 @@ async fn a_rotated_refresh_token_is_stored_before_its_token_is_used() {
     let scene = Scene::new(&[Grant::DeviceCode]);
     scene.signed_in("r-old");
     scene.provider.gives_refresh_tokens();
+    *scene.store.save_takes.lock().unwrap() = SECOND;
+    let begun = clock::now();
     assert_eq!(scene.told("local").await, "t1");
+    assert!(clock::now() - begun >= SECOND, "the token was out before the store had answered");
     assert_eq!(scene.provider.requests()[0].field("refresh_token"), Some("r-old"));
     assert_eq!(scene.stored_refresh_token(), "r1");
     tokio::time::advance(MINUTE * 90).await;

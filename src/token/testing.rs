@@ -208,6 +208,8 @@ pub(crate) struct TestStore {
     pub(crate) leased: AtomicBool,
     pub(crate) wrong: Mutex<HashSet<(Digest, Digest)>>,
     pub(crate) saved: AtomicUsize,
+    /// How long storing a sign-in takes.
+    pub(crate) save_takes: Mutex<Duration>,
 }
 
 impl TestStore {
@@ -240,9 +242,14 @@ impl Store for TestStore {
     }
 
     fn save_sign_in<'a>(&'a self, key: &'a SignInKey, sign_in: &'a StoredSignIn) -> StoreFuture<'a, ()> {
-        self.answer(|| {
+        let saved = self.answer(|| {
             self.saved.fetch_add(1, Ordering::SeqCst);
             self.sign_ins.lock().unwrap().insert(key.clone(), sign_in.clone());
+        });
+        let takes = *self.save_takes.lock().unwrap();
+        Box::pin(async move {
+            tokio::time::sleep(takes).await;
+            saved.await
         })
     }
 
