@@ -274,14 +274,17 @@ impl Inner {
     async fn check_here(&self, request: &TokenRequest<'_>, names: &Names) -> Result<(), TokenError> {
         let (account, who) = (request.account, request.credentials);
         // The work is done even where there are no hashes, so that time tells nothing.
-        let matches = self.passwords.verify(&account.password_hashes, &who.user, &who.password).await;
+        let checked = self.passwords.check(&account.password_hashes, &who.user, &who.password).await;
         if account.password_hashes.is_empty()
             && let Some(&grant) = account.application.grants.iter().find(|grant| !grant.checks_password())
         {
             return Err(TokenError::Unverifiable { user: who.user.clone(), grant });
         }
-        if matches {
-            return Ok(());
+        match checked {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // Nothing is known about this password: no word about it, and it counts against nobody.
+            Err(_) => return Err(TokenError::Busy),
         }
         let digest = in_lower_case(&who.user, |user| {
             self.key.digest(&[b"password", user, who.password.expose().as_bytes()])
