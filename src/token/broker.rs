@@ -125,7 +125,6 @@ struct Inner {
 struct Names {
     slot: Digest,
     password: Digest,
-    person: Digest,
     /// Whether the password is checked here, against the account's hashes.
     local: bool,
 }
@@ -265,12 +264,19 @@ impl Inner {
             } else {
                 self.key.digest(&[b"password", user, request.credentials.password.expose().as_bytes()])
             },
-            person: if local {
+            local,
+        })
+    }
+
+    /// The user as the guard knows him: whatever the application, as Entra locks people. Not needed for a hit.
+    fn person(&self, user: &str, account: &Account, local: bool) -> Digest {
+        let authority = account.application.endpoints.authority.as_bytes();
+        in_lower_case(user, |user| {
+            if local {
                 self.key.digest(&[b"local", user])
             } else {
-                self.key.digest(&[b"person", user, application.endpoints.authority.as_bytes()])
-            },
-            local,
+                self.key.digest(&[b"person", user, authority])
+            }
         })
     }
 
@@ -278,20 +284,23 @@ impl Inner {
     async fn check_here(&self, request: &TokenRequest<'_>, names: &Names) -> Result<(), TokenError> {
         let (account, who) = (request.account, request.credentials);
         // The work is done even where there are no hashes, so that time tells nothing.
-        let matches = self.passwords.verify(&account.password_hashes, &who.user, &who.password).await;
+        let checked = self.passwords.check(&account.password_hashes, &who.user, &who.password).await;
         if account.password_hashes.is_empty()
             && let Some(&grant) = account.application.grants.iter().find(|grant| !grant.checks_password())
         {
             return Err(TokenError::Unverifiable { user: who.user.clone(), grant });
         }
-        if matches {
-            return Ok(());
+        match checked {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // Nothing is known about this password: no word about it, and it counts against nobody.
+            Err(_) => return Err(TokenError::Busy),
         }
         let digest = in_lower_case(&who.user, |user| {
             self.key.digest(&[b"password", user, who.password.expose().as_bytes()])
         });
         let now = clock::now();
-        let wrong = self.guard.wrong(names.person, digest, now);
+        let wrong = self.guard.wrong(self.person(&who.user, account, true), digest, now);
         let error = TokenError::WrongPassword { user: who.user.clone() };
         self.note_failure(&names.slot, &who.user, account, request.protocol, &error);
         self.delay(wrong, request.deadline).await;
@@ -332,7 +341,8 @@ impl Inner {
                 reserve.filter(|granted| clock::now() < granted.expires_at).ok_or(error)
             }
             Verdict::WrongPassword => {
-                self.delay(self.guard.wrong_count(&names.person), deadline).await;
+                let person = self.person(&question.user, &question.account, names.local);
+                self.delay(self.guard.wrong_count(&person), deadline).await;
                 Err(error)
             }
             Verdict::Denied => Err(error),
@@ -352,7 +362,7 @@ impl Inner {
         }
         let asking = Asking {
             user: &question.user,
-            person: names.person,
+            person: self.person(&question.user, &question.account, names.local),
             slot: names.slot,
             password: names.password,
             proven: names.local || entry.is_some(),
@@ -460,7 +470,8 @@ impl Inner {
             live: Some(live),
         });
         if fetched.proven {
-            self.guard.right(names.person, names.password);
+            let person = self.person(&question.user, &question.account, names.local);
+            self.guard.right(person, names.password);
         }
         granted
     }
@@ -526,12 +537,13 @@ impl Inner {
             return;
         }
         let now = clock::now();
+        let person = self.person(&question.user, &question.account, names.local);
         match error.verdict() {
             Verdict::WrongPassword if names.local => {
                 self.guard.denied(names.slot, names.password, error.clone(), now);
             }
             Verdict::WrongPassword => {
-                self.guard.wrong(names.person, names.password, now);
+                self.guard.wrong(person, names.password, now);
                 if let Some(slot) = self.cache.find(&names.slot) {
                     slot.disprove(&names.password);
                 }
@@ -539,15 +551,16 @@ impl Inner {
                 let authority = question.account.application.endpoints.authority.as_bytes();
                 let user = question.user.to_lowercase();
                 let password = question.password.as_ref().map_or("", Secret::expose);
-                let person = store.digest(&[b"person", user.as_bytes(), authority]);
+                let everywhere = store.digest(&[b"person", user.as_bytes(), authority]);
                 let digest = store.digest(&[b"password", user.as_bytes(), password.as_bytes()]);
                 let window = self.guard.window();
-                let counted = self.asker.stored(store.count_wrong_password(&person, &digest, window)).await;
+                let counted =
+                    self.asker.stored(store.count_wrong_password(&everywhere, &digest, window)).await;
                 if let Ok(Some(wrong)) = counted {
-                    self.guard.counted_elsewhere(names.person, wrong, now);
+                    self.guard.counted_elsewhere(person, wrong, now);
                 }
             }
-            Verdict::Locked(hold) => self.guard.locked(names.person, hold, now),
+            Verdict::Locked(hold) => self.guard.locked(person, hold, now),
             Verdict::Denied => self.guard.denied(names.slot, names.password, error.clone(), now),
             Verdict::Transient => {}
         }
@@ -558,14 +571,7 @@ impl Inner {
         let Ok(_room) = self.renewals.acquire().await else { return };
         let Some(entry) = slot.peek() else { return };
         let local = question.checked_here;
-        let user = slot.user.as_bytes();
-        let authority = question.account.application.endpoints.authority.as_bytes();
-        let person = if local {
-            self.key.digest(&[b"local", user])
-        } else {
-            self.key.digest(&[b"person", user, authority])
-        };
-        let names = Names { slot: key, password: entry.password, person, local };
+        let names = Names { slot: key, password: entry.password, local };
         let deadline = clock::now() + LONGEST_FLIGHT / 2;
         let inner = Arc::clone(&self);
         let question = Question { deadline, ..question };

@@ -122,6 +122,8 @@ pub enum TokenError {
         /// Why.
         why: String,
     },
+    /// Too many logins wait for their password to be checked here.
+    Busy,
     /// A fault of ours.
     Crashed,
 }
@@ -205,6 +207,7 @@ impl TokenError {
             | Self::Assertion { .. }
             | Self::FederatedToken { .. }
             | Self::ManagedIdentity { .. }
+            | Self::Busy
             | Self::Crashed => false,
         }
     }
@@ -361,6 +364,14 @@ impl Explain for TokenError {
                 remedy: "assign a managed identity to this machine, or use another `grant`".into(),
                 passes: Passes::Never,
                 refusal: Refusal::contact_admin(CauseKind::Application),
+            },
+            Self::Busy => Explanation {
+                code: "PASSWORD-BUSY".into(),
+                fault: Fault::Mailkey,
+                what: "too many logins wait for their password to be checked against its hash".into(),
+                remedy: "wait; if it lasts, look for clients that try wrong passwords in a loop".into(),
+                passes: Passes::ByItself(Some(Duration::from_secs(5))),
+                refusal: Refusal::Unavailable { retry_after: Some(Duration::from_secs(5)) },
             },
             Self::Crashed => Explanation {
                 code: "TOKEN-CRASHED".into(),

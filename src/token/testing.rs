@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use argon2::{Algorithm, Argon2, Params, PasswordHasher as _, Version};
 use zeroize::Zeroizing;
 
 use super::answer::{Body, RawAnswer};
@@ -43,12 +44,17 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
         mailbox: None,
         mailbox_smtp: None,
         application: Arc::new(application),
-        password_hashes: if checked_here {
-            vec!["plain:local".to_owned(), "plain:local2".to_owned()]
-        } else {
-            Vec::new()
-        },
+        password_hashes: if checked_here { vec![hash("local"), hash("local2")] } else { Vec::new() },
     })
+}
+
+/// An Argon2id hash that costs next to nothing.
+fn hash(password: &str) -> String {
+    let cheap = Params::new(8, 1, 1, None).unwrap();
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, cheap)
+        .hash_password(password.as_bytes())
+        .unwrap()
+        .to_string()
 }
 
 /// What the provider does next.
@@ -208,6 +214,8 @@ pub(crate) struct TestStore {
     pub(crate) leased: AtomicBool,
     pub(crate) wrong: Mutex<HashSet<(Digest, Digest)>>,
     pub(crate) saved: AtomicUsize,
+    /// How long storing a sign-in takes.
+    pub(crate) save_takes: Mutex<Duration>,
 }
 
 impl TestStore {
@@ -240,9 +248,14 @@ impl Store for TestStore {
     }
 
     fn save_sign_in<'a>(&'a self, key: &'a SignInKey, sign_in: &'a StoredSignIn) -> StoreFuture<'a, ()> {
-        self.answer(|| {
+        let saved = self.answer(|| {
             self.saved.fetch_add(1, Ordering::SeqCst);
             self.sign_ins.lock().unwrap().insert(key.clone(), sign_in.clone());
+        });
+        let takes = *self.save_takes.lock().unwrap();
+        Box::pin(async move {
+            tokio::time::sleep(takes).await;
+            saved.await
         })
     }
 
