@@ -1,5 +1,6 @@
 //! Mailkey: the local authenticating mail proxy. This file is the map and defines nothing.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod explain;

@@ -1,1 +1,4 @@
 //! cli.
+
+pub mod explain;
+pub mod hash_password;
