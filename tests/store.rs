@@ -3,19 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail loudly")]
 #![allow(clippy::print_stdout, reason = "a test's second process reports to the first")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
-use mailkey::clock;
-use mailkey::config::model::{Grant, KeySource, Tokens};
-use mailkey::secret::{AccessToken, Secret};
+use jiff::Timestamp;
+use mailkey::config::model::Grant;
+use mailkey::secret::Secret;
 use mailkey::token::store::file::FileStore;
 use mailkey::token::store::key::StoreKey;
-use mailkey::token::store::{SharedToken, SignInKey, Store, StoreError, StoredSignIn, open};
+use mailkey::token::store::{SignInKey, Store, StoreError, StoredSignIn};
 use tempfile::TempDir;
 
 fn store_key() -> StoreKey {
@@ -39,24 +37,32 @@ fn stored(token: &str) -> StoredSignIn {
     }
 }
 
-fn shared(token: &str, life: Duration) -> SharedToken {
-    let life = SignedDuration::try_from(life).unwrap();
-    SharedToken { token: AccessToken::new(token), expires_at: clock::wall() + life }
-}
-
-/// Waits for something that another process does.
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..200 {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{what} within ten seconds");
-}
-
+#[cfg(feature = "redis")]
 mod redis {
     use super::*;
+    use jiff::SignedDuration;
+    use mailkey::clock;
+    use mailkey::config::model::{KeySource, Tokens};
+    use mailkey::secret::AccessToken;
+    use mailkey::token::store::{SharedToken, open};
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+
+    fn shared(token: &str, life: Duration) -> SharedToken {
+        let life = SignedDuration::try_from(life).unwrap();
+        SharedToken { token: AccessToken::new(token), expires_at: clock::wall() + life }
+    }
+
+    /// Waits for something that another process does.
+    async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+        for _ in 0..200 {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{what} within ten seconds");
+    }
 
     /// A server without persistence, on a port that was free.
     struct Server {

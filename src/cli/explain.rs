@@ -65,7 +65,7 @@ const INTRODUCTION: &str = "\
 # Errors
 
 What the identity provider and the mail service answer, whose it is, what to do about it, and what the mail client is
-told. `mailkey explain <code or text>` says the same on the command line, with your own values where it knows them.
+told. `mailkey explain <code or text>` says the same on the command line; the log says it with your own values.
 
 This page is made from the program's tables (`mailkey explain --all`); a test keeps both equal.
 
