@@ -1,20 +1,19 @@
 //! The stores against the real thing: a Redis server that is killed and restarted, a process that is killed
 //! while it writes, a disk that is full.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail loudly")]
+#![allow(clippy::print_stdout, reason = "a test's second process reports to the first")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
-use mailkey::clock;
-use mailkey::config::model::{Grant, KeySource, Tokens};
-use mailkey::secret::{AccessToken, Secret};
+use jiff::Timestamp;
+use mailkey::config::model::Grant;
+use mailkey::secret::Secret;
 use mailkey::token::store::file::FileStore;
 use mailkey::token::store::key::StoreKey;
-use mailkey::token::store::{SharedToken, SignInKey, Store, StoreError, StoredSignIn, open};
+use mailkey::token::store::{SignInKey, Store, StoreError, StoredSignIn};
 use tempfile::TempDir;
 
 fn store_key() -> StoreKey {
@@ -38,24 +37,32 @@ fn stored(token: &str) -> StoredSignIn {
     }
 }
 
-fn shared(token: &str, life: Duration) -> SharedToken {
-    let life = SignedDuration::try_from(life).unwrap();
-    SharedToken { token: AccessToken::new(token), expires_at: clock::wall() + life }
-}
-
-/// Waits for something that another process does.
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..200 {
-        if let Some(found) = look().await {
-            return found;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{what} within ten seconds");
-}
-
+#[cfg(feature = "redis")]
 mod redis {
     use super::*;
+    use jiff::SignedDuration;
+    use mailkey::clock;
+    use mailkey::config::model::{KeySource, Tokens};
+    use mailkey::secret::AccessToken;
+    use mailkey::token::store::{SharedToken, open};
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream};
+
+    fn shared(token: &str, life: Duration) -> SharedToken {
+        let life = SignedDuration::try_from(life).unwrap();
+        SharedToken { token: AccessToken::new(token), expires_at: clock::wall() + life }
+    }
+
+    /// Waits for something that another process does.
+    async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+        for _ in 0..200 {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{what} within ten seconds");
+    }
 
     /// A server without persistence, on a port that was free.
     struct Server {
@@ -146,7 +153,7 @@ mod redis {
         open(&Tokens {
             store: mailkey::config::model::Store::Redis(url.parse().unwrap()),
             key: Some(KeySource::File(path)),
-            refresh_margin: Duration::from_secs(600),
+            refresh_margin: Duration::from_mins(10),
         })
         .unwrap()
     }
@@ -173,7 +180,7 @@ mod redis {
         let (one, two) = (server.store(), server.store());
         let name = one.digest(&[b"alice", b"scope"]);
         assert_eq!(name, two.digest(&[b"alice", b"scope"]));
-        let token = shared("eyJ0", Duration::from_secs(60));
+        let token = shared("eyJ0", Duration::from_mins(1));
         one.share_token(&name, &token).await.unwrap();
         assert_eq!(two.shared_token(&name).await.unwrap(), Some(token));
         two.unshare_token(&name).await.unwrap();
@@ -284,7 +291,7 @@ mod redis {
         let store = server.store();
         let name = store.digest(&[b"alice"]);
         store.save_sign_in(&key("a"), &stored("x")).await.unwrap();
-        store.share_token(&name, &shared("eyJ0", Duration::from_secs(60))).await.unwrap();
+        store.share_token(&name, &shared("eyJ0", Duration::from_mins(1))).await.unwrap();
         let hex: String = mailkey::token::digest::hex(&name);
         assert_eq!(server.raw(&format!("SET mailkey:1:token:{hex} junk")), "+OK");
         assert_eq!(store.shared_token(&name).await.unwrap(), None);
@@ -312,7 +319,7 @@ mod redis {
         let store = server.store();
         store.save_sign_in(&key("alice"), &stored("refresh-token")).await.unwrap();
         let name = store.digest(&[b"alice"]);
-        store.share_token(&name, &shared("access-token", Duration::from_secs(60))).await.unwrap();
+        store.share_token(&name, &shared("access-token", Duration::from_mins(1))).await.unwrap();
         store.count_wrong_password(&name, &store.digest(&[b"hunter2"]), REST).await.unwrap().unwrap();
         // Everything that is in there, as one text.
         let script = "local all = {} for _, k in ipairs(redis.call('KEYS','*')) do local d = redis.call('DUMP', k) \
@@ -375,7 +382,7 @@ mod redis {
         drop(server);
     }
 
-    const REST: Duration = Duration::from_secs(60);
+    const REST: Duration = Duration::from_mins(1);
 }
 
 mod file {

@@ -12,8 +12,8 @@ use self::out::Out;
 
 pub mod check;
 pub mod demo;
-//pub mod explain;
-//pub mod hash_password;
+pub mod explain;
+pub mod hash_password;
 pub mod out;
 pub mod run;
 
@@ -35,14 +35,7 @@ struct Arguments {
 #[derive(Args, Debug)]
 struct Place {
     /// The configuration file
-    #[arg(
-        long,
-        short,
-        global = true,
-        env = "MAILKEY_CONFIG",
-        default_value = "proxy.yaml",
-        value_name = "FILE"
-    )]
+    #[arg(long, short, global = true, env = "MAILKEY_CONFIG", default_value = "proxy.yaml", value_name = "FILE")]
     config: PathBuf,
 }
 
@@ -81,7 +74,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run => run::run(&config, &mut out),
         Command::Check => check::check(&config, &mut out),
         Command::Demo(wishes) => demo::demo(&wishes, &mut out),
-        Command::Explain { .. } | Command::HashPassword => ExitCode::from(FAILED),
+        Command::Explain { text } => explain::explain(&text.join(" "), &mut out),
+        Command::HashPassword => hash_password::hash_password(&mut out),
     }
 }
 

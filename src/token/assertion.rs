@@ -185,7 +185,7 @@ impl Identity {
         let key = match &key {
             PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()),
             PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()),
-            _ => return Err(AssertionError::NotRsa(key_file.to_owned())),
+            PrivateKeyDer::Sec1(_) | _ => return Err(AssertionError::NotRsa(key_file.to_owned())),
         }
         .map_err(|_| AssertionError::NotRsa(key_file.to_owned()))?;
         // SubjectPublicKeyInfo ends with the RSAPublicKey (RFC 3279 §2.3.1).
@@ -294,15 +294,12 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
 
 /// `UTCTime` (`YYMMDDHHMMSSZ`, 1950 to 2049) or `GeneralizedTime` (`YYYYMMDDHHMMSSZ`), RFC 5280 §4.1.2.5.
 fn time(der: &[u8]) -> Option<(Timestamp, &[u8])> {
-    let (digits, rest, century) = match der.first()? {
-        0x17 => {
-            let (text, rest) = element(der, 0x17)?;
-            (text, rest, if text.first()? < &b'5' { "20" } else { "19" })
-        }
-        _ => {
-            let (text, rest) = element(der, 0x18)?;
-            (text, rest, "")
-        }
+    let (digits, rest, century) = if der.first() == Some(&0x17) {
+        let (text, rest) = element(der, 0x17)?;
+        (text, rest, if text.first()? < &b'5' { "20" } else { "19" })
+    } else {
+        let (text, rest) = element(der, 0x18)?;
+        (text, rest, "")
     };
     let digits = format!("{century}{}", std::str::from_utf8(digits).ok()?);
     let moment = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", digits).ok()?;

@@ -99,7 +99,7 @@ fn backoff(answer: &str) -> Option<Duration> {
     (!wait.is_zero()).then_some(wait)
 }
 
-const LONGEST_BACKOFF: Duration = Duration::from_secs(3600);
+const LONGEST_BACKOFF: Duration = Duration::from_hours(1);
 
 /// An answer of the table: the first whose needles all stand in it, in lower case.
 struct Answer {
@@ -754,7 +754,7 @@ mod tests {
         assert_eq!(backoff("suggested backoff time 0 ms"), None);
         assert_eq!(
             backoff(r#"<t:value name="backoffmilliseconds">300000</t:value>"#),
-            Some(Duration::from_secs(300))
+            Some(Duration::from_mins(5))
         );
     }
 

@@ -1,7 +1,7 @@
 //! What the answers of Entra ID and Exchange Online mean: two tables, and the rules that read them.
 //!
 //! ```text
-//! token endpoint ── error, HTTP status ──► class ── AADSTS code ──► entry      entra.rs
+//! token endpoint ── error, HTTP status ──► class ── AADSTS code ──► entry      entra.rs, codes.rs
 //! IMAP, POP3, SMTP, EWS after the token ──────────── first match ──► entry     exchange.rs
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! Sources: Microsoft's "Entra authentication and authorization error codes", "Authenticate an IMAP, POP or
 //! SMTP connection using OAuth", RFC 6749 §5.2, RFC 8628 §3.5.
 
+mod codes;
 mod entra;
 mod entry;
 mod exchange;

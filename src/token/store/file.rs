@@ -74,7 +74,7 @@ impl FileStore {
         let lock = lock(path)?;
         match std::fs::remove_file(beside(path, "new")) {
             Ok(()) => {
-                tracing::warn!(store = %path.display(), "removed what a crash left of an unfinished write")
+                tracing::warn!(store = %path.display(), "removed what a crash left of an unfinished write");
             }
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
             Err(why) => return Err(away(path, &why)),
@@ -265,13 +265,13 @@ fn check_header(path: &Path, sealer: &Sealer, line: &[u8]) -> Result<(), StoreEr
 }
 
 fn parse_line(sealer: &Sealer, line: &[u8]) -> Option<(SignInKey, StoredSignIn)> {
-    let (found, sealed) = std::str::from_utf8(line).ok()?.split_once(' ')?;
-    let (key, sign_in) = record::read_sign_in(&unseal(sealer, &bound(found), sealed)?)?;
+    let (found, text) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+    let (key, sign_in) = record::read_sign_in(&unseal(sealer, &bound(found), text)?)?;
     (name(sealer, &key) == found).then_some((key, sign_in))
 }
 
-fn unseal(sealer: &Sealer, bound: &[u8], sealed: &str) -> Option<Zeroizing<Vec<u8>>> {
-    sealer.open(bound, &STANDARD.decode(sealed).ok()?)
+fn unseal(sealer: &Sealer, bound: &[u8], text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    sealer.open(bound, &STANDARD.decode(text).ok()?)
 }
 
 fn header(sealer: &Sealer) -> Result<String, StoreError> {
@@ -515,7 +515,7 @@ mod tests {
         let dir = three().await;
         let mut all = lines(&dir);
         let victim = all[2].clone();
-        let torn = &victim[..victim.len() - 9];
+        let torn = victim.split_at(victim.len() - 9).0;
         all[2] = torn.to_owned();
         overwrite(&dir, all.join("\n") + "\n");
         let store = open(&dir).unwrap();

@@ -191,19 +191,19 @@ mod tests {
 
     #[test]
     fn what_is_sealed_opens_with_its_key_at_its_place_only() {
-        let sealer = Sealer::new(&StoreKey::parse(&[7; 32]).unwrap()).unwrap();
+        let ours = Sealer::new(&StoreKey::parse(&[7; 32]).unwrap()).unwrap();
         let other = Sealer::new(&StoreKey::parse(&[8; 32]).unwrap()).unwrap();
-        let sealed = sealer.seal(b"place", b"text").unwrap();
-        assert_eq!(sealer.open(b"place", &sealed).unwrap().as_slice(), b"text");
-        assert!(sealer.open(b"elsewhere", &sealed).is_none());
+        let sealed = ours.seal(b"place", b"text").unwrap();
+        assert_eq!(ours.open(b"place", &sealed).unwrap().as_slice(), b"text");
+        assert!(ours.open(b"elsewhere", &sealed).is_none());
         assert!(other.open(b"place", &sealed).is_none());
-        assert_ne!(sealer.digest(&[b"a"]), other.digest(&[b"a"]));
-        assert_ne!(sealed, sealer.seal(b"place", b"text").unwrap(), "the nonce is fresh");
+        assert_ne!(ours.digest(&[b"a"]), other.digest(&[b"a"]));
+        assert_ne!(sealed, ours.seal(b"place", b"text").unwrap(), "the nonce is fresh");
         for at in 0..sealed.len() {
             let mut broken = sealed.clone();
             broken[at] ^= 1;
-            assert!(sealer.open(b"place", &broken).is_none(), "octet {at}");
-            assert!(sealer.open(b"place", &sealed[..at]).is_none(), "length {at}");
+            assert!(ours.open(b"place", &broken).is_none(), "octet {at}");
+            assert!(ours.open(b"place", &sealed[..at]).is_none(), "length {at}");
         }
     }
 }

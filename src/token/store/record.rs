@@ -6,9 +6,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::contract::{SharedToken, SignInKey, StoredSignIn};
+#[cfg(feature = "redis")]
+use super::contract::SharedToken;
+use super::contract::{SignInKey, StoredSignIn};
 use crate::config::model::Grant;
-use crate::secret::{AccessToken, Secret};
+#[cfg(feature = "redis")]
+use crate::secret::AccessToken;
+use crate::secret::Secret;
 
 #[derive(Serialize, Deserialize)]
 struct SignInRecord<'a> {
@@ -19,6 +23,7 @@ struct SignInRecord<'a> {
     renewed_at: Timestamp,
 }
 
+#[cfg(feature = "redis")]
 #[derive(Serialize, Deserialize)]
 struct TokenRecord<'a> {
     token: Cow<'a, str>,
@@ -53,12 +58,14 @@ pub(super) fn read_sign_in(text: &[u8]) -> Option<(SignInKey, StoredSignIn)> {
 }
 
 /// Writes a token.
+#[cfg(feature = "redis")]
 pub(super) fn token(token: &SharedToken) -> Zeroizing<Vec<u8>> {
     let text = token.token.for_safekeeping();
     write(text.len(), &TokenRecord { token: text.into(), expires_at: token.expires_at })
 }
 
 /// Reads a token; `None` where it is none.
+#[cfg(feature = "redis")]
 pub(super) fn read_token(text: &[u8]) -> Option<SharedToken> {
     let record: TokenRecord<'_> = serde_json::from_slice(text).ok()?;
     Some(SharedToken { token: AccessToken::new(record.token), expires_at: record.expires_at })
@@ -104,12 +111,17 @@ mod tests {
             };
             assert_eq!(read_sign_in(&sign_in(&key, &stored)), Some((key.clone(), stored)));
         }
+        assert_eq!(read_sign_in(b"junk"), None);
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn tokens_come_back_as_they_were() {
         let shared = SharedToken {
             token: AccessToken::new("eyJ0"),
             expires_at: "2026-11-24T10:00:00Z".parse().unwrap(),
         };
         assert_eq!(read_token(&token(&shared)), Some(shared));
         assert_eq!(read_token(b"{}"), None);
-        assert_eq!(read_sign_in(b"junk"), None);
     }
 }
