@@ -169,8 +169,8 @@ impl Body for Lent {
     }
 }
 
-/// Upstream's body on its way to the mail client. Dropping it drops upstream's at once, frees the seat and writes
-/// the request's line in the log.
+/// Upstream's body on its way to the mail client. Dropping it drops upstream's at once, frees the seat and
+/// writes the request's line in the log.
 pub(super) struct ResponseBody {
     pub(super) body: BoxBody,
     pub(super) record: Record,

@@ -197,8 +197,8 @@ impl Captured {
                 .with_max_level(tracing::Level::INFO)
                 .finish()
         };
-        // With one dispatcher only, tracing asks whichever thread meets a log line first whether anybody listens,
-        // and tests on other threads would say no for all. The second one is there to be counted.
+        // With one dispatcher only, tracing asks whichever thread meets a log line first whether anybody
+        // listens, and tests on other threads would say no for all. The second one is there to be counted.
         let counted = tracing::Dispatch::new(subscriber());
         (counted, tracing::subscriber::set_default(subscriber()))
     }
