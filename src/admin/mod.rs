@@ -3,8 +3,8 @@
 //! `/healthz` is the process alive · `/readyz` can mail clients be served · `/metrics` OpenMetrics ·
 //! `/` the status page · `/status.json` the same for machines.
 //!
-//! Never: changes anything, shows a token or a password, answers to a host name that is not ours, lets another site
-//! read along, runs a script.
+//! Never: changes anything, shows a token or a password, answers to a host name that is not ours, lets
+//! another site read along, runs a script.
 
 mod gate;
 mod health;

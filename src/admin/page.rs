@@ -1,7 +1,7 @@
 //! The status page: one HTML document without scripts, and the same as JSON.
 //!
-//! Everything that comes from outside the program passes through [`Escaped`]. Tables have captions and scopes, and
-//! scroll on their own, so that the page reads well aloud and on a phone.
+//! Everything that comes from outside the program passes through [`Escaped`]. Tables have captions and
+//! scopes, and scroll on their own, so that the page reads well aloud and on a phone.
 
 use std::fmt::{self, Write as _};
 
@@ -169,8 +169,8 @@ fn end(out: &mut String, is_empty: bool, columns: usize) -> fmt::Result {
     Ok(())
 }
 
-/// Text that can be no markup, in an element or in a quoted attribute. Control characters, and those that turn the
-/// direction of writing, are shown as `�`.
+/// Text that can be no markup, in an element or in a quoted attribute. Control characters, and those that
+/// turn the direction of writing, are shown as `�`.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

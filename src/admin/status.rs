@@ -1,4 +1,5 @@
-//! What the status page shows, as plain data: whoever knows it fills it in, the page and the JSON only print it.
+//! What the status page shows, as plain data: whoever knows it fills it in, the page and the JSON only
+//! print it.
 
 use jiff::Timestamp;
 use serde::Serialize;

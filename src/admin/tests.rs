@@ -206,9 +206,11 @@ async fn a_stop_ends_idle_connections_and_the_listener() {
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut first = [0; 12];
     stream.read_exact(&mut first).await.unwrap();
+    let begun = crate::clock::now();
     rig.cancel.cancel();
     tokio::time::timeout(Duration::from_secs(5), rig.server).await.unwrap().unwrap();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).await.unwrap();
+    assert!(begun.elapsed() < super::FAREWELL_LIMIT, "{:?}", begun.elapsed());
     assert!(TcpStream::connect(rig.address).await.is_err());
 }

@@ -1,4 +1,5 @@
-//! Answers of our own: one line of plain text, the refusal's sentence, with the status that EWS clients act on.
+//! Answers of our own: one line of plain text, the refusal's sentence, with the status that EWS clients act
+//! on.
 
 use std::time::Duration;
 

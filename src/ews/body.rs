@@ -170,8 +170,8 @@ impl Body for Lent {
     }
 }
 
-/// Upstream's body on its way to the mail client. Dropping it drops upstream's at once, frees the seat and writes
-/// the request's line in the log.
+/// Upstream's body on its way to the mail client. Dropping it drops upstream's at once, frees the seat and
+/// writes the request's line in the log.
 pub(super) struct ResponseBody {
     pub(super) body: BoxBody,
     pub(super) record: Record,
@@ -216,5 +216,29 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_was_taken_back_gives_upstream_nothing_more() {
+        let body = RequestBody::new(text("<send-mail/>"));
+        let mut lent = body.lend();
+        assert_eq!(body.whole().await.unwrap(), "<send-mail/>");
+        assert!(lent.frame().await.unwrap().is_err());
+        assert!(!lent.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_only_while_its_copy_is_kept() {
+        let body = RequestBody::new(text("<x/>"));
+        assert_eq!(body.lend().frame().await.unwrap().unwrap().into_data().unwrap(), "<x/>");
+        assert!(body.has_ended());
+        body.forget_copy();
+        assert_eq!(body.whole().await, None);
+        assert_eq!(body.octets(), 4);
     }
 }

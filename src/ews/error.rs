@@ -96,7 +96,7 @@ impl Explain for EwsError {
             Self::RefusedOnce { diagnostics } => (
                 "EWS-TOKEN-DROPPED",
                 Fault::Provider,
-                format!("Exchange refused a kept token, and the request is too long to be repeated: {diagnostics}"),
+                format!("Exchange refused the token, and not all of the request is at hand to repeat it: {diagnostics}"),
                 "let the mail client repeat the request; it is served with a fresh token",
                 (
                     Passes::ByItself(Some(Duration::from_secs(1))),

@@ -50,8 +50,8 @@ enum Stop {
     HungUp(&'static str),
     /// A refusal.
     Refused(Box<Explanation>),
-    /// It went upstream, no answer came back, and nobody knows what became of it.
-    Lost(Box<Explanation>),
+    /// It went upstream, and nothing came back that can be passed on: the sentence says in what way.
+    BadGateway(Box<Explanation>, &'static str),
 }
 
 impl From<EwsError> for Stop {
@@ -117,10 +117,9 @@ fn stopped(stop: Stop, record: &mut Record) -> (Response<BoxBody>, bool) {
             record.refused(*why, answer.status());
             (answer, true)
         }
-        Stop::Lost(why) => {
+        Stop::BadGateway(why, sentence) => {
             // Not a 503: that would ask the client to send again what may have been carried out.
-            let answer =
-                answer::plain(StatusCode::BAD_GATEWAY, "the mail service broke off before it answered");
+            let answer = answer::plain(StatusCode::BAD_GATEWAY, sentence);
             record.refused(*why, answer.status());
             (answer, true)
         }
@@ -259,13 +258,17 @@ async fn send(
     granted: &Granted,
     body: &RequestBody,
 ) -> Result<Response<BoxBody>, Stop> {
-    desk.sender
-        .send(request, granted.token.clone())
-        .await
-        .map_err(|why| if body.octets() > 0 { Stop::Lost(Box::new(why)) } else { why.into() })
+    desk.sender.send(request, granted.token.clone()).await.map_err(|why| {
+        if body.octets() > 0 {
+            Stop::BadGateway(Box::new(why), "the mail service broke off before it answered")
+        } else {
+            why.into()
+        }
+    })
 }
 
-/// Upstream refused the token: sends the same again with a fresh one, exactly once, if all of the body is at hand.
+/// Upstream refused the token: sends the same again with a fresh one, exactly once, if all of the body is
+/// at hand.
 async fn once_more(
     desk: &Desk,
     who: &SignIn,
@@ -286,6 +289,10 @@ async fn once_more(
     Ok(response)
 }
 
+fn unusable(error: &EwsError) -> Stop {
+    Stop::BadGateway(Box::new(error.explain()), "the mail service gave an answer that cannot be passed on")
+}
+
 /// Makes upstream's answer fit for the mail client.
 fn for_mail_client(
     desk: &Desk,
@@ -294,7 +301,7 @@ fn for_mail_client(
 ) -> Result<Response<BoxBody>, Stop> {
     let (mut head, body) = response.into_parts();
     if head.status.is_informational() {
-        return Err(Stop::Lost(Box::new(EwsError::NoAnswer { status: head.status.as_u16() }.explain())));
+        return Err(unusable(&EwsError::NoAnswer { status: head.status.as_u16() }));
     }
     match headers::redirect(&head.headers, &desk.origin) {
         Redirect::None => {}
@@ -302,7 +309,7 @@ fn for_mail_client(
             head.headers.insert(LOCATION, location);
         }
         Redirect::Elsewhere if head.status.is_redirection() => {
-            return Err(Stop::Lost(Box::new(EwsError::Redirected.explain())));
+            return Err(unusable(&EwsError::Redirected));
         }
         Redirect::Elsewhere => {
             head.headers.remove(LOCATION);

@@ -14,8 +14,8 @@ const ANCHOR: HeaderName = HeaderName::from_static("x-anchormailbox");
 /// Makes a mail client's header fields fit to go upstream.
 ///
 /// Gone are: what belongs to the connection (RFC 9110 §7.6.1) and what `Connection` names, `Host`,
-/// `Authorization` of every scheme, framing, `Expect`, and all that claims to come from a proxy. Everything else
-/// stays, `User-Agent` and cookies above all: Exchange's access policies and affinity hang on them.
+/// `Authorization` of every scheme, framing, `Expect`, and all that claims to come from a proxy. Everything
+/// else stays, `User-Agent` and cookies above all: Exchange's access policies and affinity hang on them.
 pub(super) fn for_upstream(headers: &mut HeaderMap, mailbox: &str) {
     drop_hop_by_hop(headers);
     for name in [HOST, AUTHORIZATION, EXPECT, CONTENT_LENGTH] {
@@ -38,9 +38,9 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, mailbox: &str) {
 
 /// Makes upstream's header fields fit for the mail client.
 ///
-/// Challenges are ours to make; `MS-Diagnostics-Public` turns clients to OAuth; CORS would open the listener to
-/// web pages; `Alt-Svc` and `Strict-Transport-Security` speak of an origin that is not ours. `Location` has been
-/// dealt with before, by [`redirect`].
+/// Challenges are ours to make; `MS-Diagnostics-Public` turns clients to OAuth; CORS would open the
+/// listener to web pages; `Alt-Svc` and `Strict-Transport-Security` speak of an origin that is not ours.
+/// `Location` has been dealt with before, by [`redirect`].
 pub(super) fn for_mail_client(headers: &mut HeaderMap, plain: bool) {
     drop_hop_by_hop(headers);
     drop_matching(headers, |name| {
@@ -78,7 +78,8 @@ pub(super) enum Redirect {
     Elsewhere,
 }
 
-/// Judges `Location`: a relative one stays as it is, upstream's own origin is cut off, all else leads elsewhere.
+/// Judges `Location`: a relative one stays as it is, upstream's own origin is cut off, all else leads
+/// elsewhere.
 pub(super) fn redirect(headers: &HeaderMap, origin: &Origin) -> Redirect {
     let mut locations = headers.get_all(LOCATION).iter();
     let Some(location) = locations.next() else { return Redirect::None };

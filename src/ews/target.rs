@@ -35,7 +35,8 @@ fn is_plain(segment: &str) -> bool {
         && segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~'))
 }
 
-/// Whether the request names its host as RFC 9112 §3.2 wants it: HTTP/1.1 exactly once, HTTP/1.0 at most once.
+/// Whether the request names its host as RFC 9112 §3.2 wants it: HTTP/1.1 exactly once, HTTP/1.0 at most
+/// once.
 pub(super) fn names_its_host<B>(request: &Request<B>) -> bool {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     hosts == 1 || (hosts == 0 && request.version() == Version::HTTP_10)

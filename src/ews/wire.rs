@@ -103,7 +103,8 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// As much of a line as is looked at: enough for every `Content-Length` and `Transfer-Encoding` in honest use.
+/// As much of a line as is looked at: enough for every `Content-Length` and `Transfer-Encoding` in honest
+/// use.
 const MAX_LOOK: usize = 256;
 
 /// Follows requests through a stream, as far as is needed to tell heads from bodies.

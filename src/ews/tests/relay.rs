@@ -258,7 +258,7 @@ async fn an_answer_that_breaks_off_is_not_made_to_look_whole() {
 #[tokio::test(start_paused = true)]
 async fn a_finished_request_is_one_line_without_secrets() {
     let log = super::streams::Captured::default();
-    let _guard = tracing::subscriber::set_default(log.subscriber());
+    let _listening = log.start();
     let rig = Rig::new();
     rig.exchange.then(response(401, &[("x-ms-diagnostics", "2000008;reason=\"expired\"")], ""));
     let mut client = rig.connect();

@@ -16,8 +16,9 @@ use super::rig::{Made, PASSWORD, Rig, USER, basic, post, response};
 
 const LONG: usize = 100 << 20;
 
-/// What may be under way between a sender and a reader that does not read: our buffers, the pipe, one frame.
-const IN_FLIGHT: usize = 512 << 10;
+/// What may be under way between a sender and a reader that does not read: our buffer, the pipe,
+/// its reader's buffer, two frames.
+const IN_FLIGHT: usize = 192 << 10;
 
 #[tokio::test]
 async fn a_hundred_mebibytes_come_down_without_piling_up() {
@@ -40,7 +41,7 @@ async fn a_hundred_mebibytes_come_down_without_piling_up() {
     assert_eq!(head.header("content-length"), Some("104857600"));
     let mut read = 0;
     let mut most = 0;
-    let mut bytes = vec![0; 64 << 10];
+    let mut bytes = vec![0; 4 << 10];
     while let Ok(count @ 1..) = client.io.read(&mut bytes).await {
         read += count;
         most = most.max(made.load(Ordering::Relaxed).saturating_sub(read));
@@ -65,8 +66,10 @@ async fn a_hundred_mebibytes_go_up_without_piling_up() {
         let mut read = 0;
         while let Some(frame) = body.frame().await {
             read += frame.unwrap().into_data().unwrap().len();
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
             noting.fetch_max(watching.load(Ordering::Relaxed).saturating_sub(read), Ordering::Relaxed);
-            tokio::task::yield_now().await;
         }
         Ok(response(200, &[], &read.to_string()))
     });
@@ -166,17 +169,38 @@ async fn a_mail_client_that_leaves_before_the_answer_ends_the_request_at_once() 
     assert!(dropped.load(Ordering::SeqCst));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_upload_is_not_idle() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    let auth = basic(USER, PASSWORD);
+    client.write(format!("POST /EWS/x HTTP/1.1\r\nHost: h\r\n{auth}Content-Length: 6\r\n\r\n")).await;
+    for _ in 0..6 {
+        tokio::time::sleep(rig.limits.idle_timeout / 2).await;
+        client.write("x").await;
+    }
+    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(rig.exchange.seen()[0].body, "xxxxxx");
+}
+
 /// Log lines, kept for the test.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
-    pub(super) fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
-        tracing_subscriber::fmt()
-            .with_writer(self.clone())
-            .with_ansi(false)
-            .with_max_level(tracing::Level::INFO)
-            .finish()
+    /// Keeps this thread's log lines until the guard goes.
+    pub(super) fn start(&self) -> (tracing::Dispatch, tracing::subscriber::DefaultGuard) {
+        let subscriber = || {
+            tracing_subscriber::fmt()
+                .with_writer(self.clone())
+                .with_ansi(false)
+                .with_max_level(tracing::Level::INFO)
+                .finish()
+        };
+        // With one dispatcher only, tracing asks whichever thread meets a log line first whether anybody
+        // listens, and tests on other threads would say no for all. The second one is there to be counted.
+        let counted = tracing::Dispatch::new(subscriber());
+        (counted, tracing::subscriber::set_default(subscriber()))
     }
 
     pub(super) fn text(&self) -> String {
