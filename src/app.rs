@@ -69,15 +69,13 @@ impl Explain for StartError {
         let (code, remedy) = match self {
             Self::Bind { source, address, .. } => (
                 "START-LISTEN",
-                match source.kind() {
-                    io::ErrorKind::AddrInUse => format!(
-                        "another program listens on port {} already: stop it, or change `listen`",
-                        address.port()
-                    ),
-                    io::ErrorKind::PermissionDenied => {
-                        "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE".to_owned()
-                    }
-                    _ => "change `listen` to an address of this machine".to_owned(),
+                if source.kind() == io::ErrorKind::AddrInUse {
+                    let port = address.port();
+                    format!("another program listens on port {port} already: stop it, or change `listen`")
+                } else if source.kind() == io::ErrorKind::PermissionDenied {
+                    "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE".to_owned()
+                } else {
+                    "change `listen` to an address of this machine".to_owned()
                 },
             ),
             Self::Tls(_) => ("START-TLS", "correct the `tls` section".to_owned()),
@@ -129,7 +127,7 @@ impl App {
         let settings = BrokerSettings {
             tokens: config.tokens.clone(),
             guard: config.guard.clone(),
-            managed_identity: ManagedIdentity::default(),
+            managed_identity: ManagedIdentity::from_environment(),
         };
         let broker = Broker::new(settings, endpoint, store::open(&config.tokens)?, Arc::clone(&metrics));
         let doors = bind_all(&config)?;
@@ -212,7 +210,7 @@ impl App {
             let station = known.cloned().unwrap_or_else(|| {
                 let station = Arc::new(Station {
                     offer: Station::first_offer(listener.protocol),
-                    tokens: self.broker.clone(),
+                    tokens: Arc::clone(&self.broker) as Arc<dyn Tokens>,
                     connector: Arc::clone(&connector),
                     acceptor: acceptor.cloned(),
                     seats: seats.clone(),
