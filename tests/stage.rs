@@ -55,7 +55,7 @@ impl Stage {
         let path = folder.path().join("proxy.yaml");
         std::fs::write(&path, text).unwrap();
         let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
-        let app = App::start(loaded.config).await.unwrap();
+        let app = App::start(loaded.config).unwrap();
         Self { office, app, folder }
     }
 

@@ -131,7 +131,7 @@ impl Stage {
             std::fs::write(folder.join("proxy.yaml"), &text).map_err(at("write the demo's files"))?;
             let loaded = config::load(&folder.join("proxy.yaml"), &|_| None);
             let config = loaded.map_err(at("read the demo's configuration"))?.config;
-            match App::start(config).await {
+            match App::start(config) {
                 Ok(app) => return Ok(Self { office, app, folder }),
                 Err(error) => last.why = error.explain().to_string(),
             }
