@@ -186,15 +186,24 @@ fn settings(text: &mut String, config: &Config) {
         text,
         "limits",
         &format!(
-            "{} sessions, {} per user, login {}, idle {}, drain {}, {} refusals",
+            "{} sessions, {} per user, per mailbox {} SMTP, {} IMAP and {} POP3, waiting for one {}, login {}, idle {}, drain {}, {} refusals",
             limits.sessions,
             limits.sessions_per_user,
+            limits.smtp_sessions_per_mailbox,
+            limits.imap_sessions_per_mailbox,
+            limits.pop3_sessions_per_mailbox,
+            spell(limits.wait_for_session),
             spell(limits.login_timeout),
             spell(limits.idle_timeout),
             spell(limits.drain_timeout),
             limits.refusals_per_session
         ),
     );
+    let warm = match limits.warm_connections {
+        0 => "off".to_owned(),
+        most => format!("{most} per upstream at most, each for {}", spell(limits.warm_connection_age)),
+    };
+    line(text, "warm", &warm);
     let admin = match &config.admin {
         Some(Admin { listen }) => listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         None => "off".to_owned(),

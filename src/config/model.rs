@@ -499,6 +499,18 @@ pub struct Limits {
     pub sessions: usize,
     /// Signed-in sessions at once per user.
     pub sessions_per_user: usize,
+    /// SMTP sessions at once per mailbox: Exchange Online takes 3, and says 432 to a fourth.
+    pub smtp_sessions_per_mailbox: usize,
+    /// IMAP sessions at once per mailbox.
+    pub imap_sessions_per_mailbox: usize,
+    /// POP3 sessions at once per mailbox.
+    pub pop3_sessions_per_mailbox: usize,
+    /// How long a login waits for one of them to end.
+    pub wait_for_session: Duration,
+    /// Connections kept ready for the next logins, at most, for each upstream; 0: none.
+    pub warm_connections: usize,
+    /// How old one may become: Exchange closes after 60 s without a login.
+    pub warm_connection_age: Duration,
     /// From accept to the answer to the login.
     pub login_timeout: Duration,
     /// No byte either way for this long ends a session.

@@ -53,9 +53,15 @@ const TLS_KEYS: [&str; 5] =
 const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
 const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 6] = [
+const LIMIT_KEYS: [&str; 12] = [
     "sessions",
     "sessions-per-user",
+    "smtp-sessions-per-mailbox",
+    "imap-sessions-per-mailbox",
+    "pop3-sessions-per-mailbox",
+    "wait-for-session",
+    "warm-connections",
+    "warm-connection-age",
     "login-timeout",
     "idle-timeout",
     "drain-timeout",
@@ -848,6 +854,12 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     let mut limits = Limits {
         sessions: 10_000,
         sessions_per_user: 100,
+        smtp_sessions_per_mailbox: 3,
+        imap_sessions_per_mailbox: 20,
+        pop3_sessions_per_mailbox: 16,
+        wait_for_session: 20 * SECOND,
+        warm_connections: 4,
+        warm_connection_age: 45 * SECOND,
         login_timeout: 30 * SECOND,
         // An IMAP client that idles says something every 29 minutes (RFC 2177).
         idle_timeout: 35 * MINUTE,
@@ -861,15 +873,22 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
         ("login-timeout", &mut limits.login_timeout),
         ("idle-timeout", &mut limits.idle_timeout),
         ("drain-timeout", &mut limits.drain_timeout),
+        ("wait-for-session", &mut limits.wait_for_session),
+        ("warm-connection-age", &mut limits.warm_connection_age),
     ] {
         if let Some(duration) = section.get(key).and_then(|node| reader.duration(node)) {
             *value = duration;
         }
     }
-    for (key, value) in
-        [("sessions", &mut limits.sessions), ("sessions-per-user", &mut limits.sessions_per_user)]
-    {
-        let count = section.get(key).and_then(|node| reader.count(node, 1, 1_000_000));
+    for (key, least, most, value) in [
+        ("sessions", 1, 1_000_000, &mut limits.sessions),
+        ("sessions-per-user", 1, 1_000_000, &mut limits.sessions_per_user),
+        ("smtp-sessions-per-mailbox", 1, 10_000, &mut limits.smtp_sessions_per_mailbox),
+        ("imap-sessions-per-mailbox", 1, 10_000, &mut limits.imap_sessions_per_mailbox),
+        ("pop3-sessions-per-mailbox", 1, 10_000, &mut limits.pop3_sessions_per_mailbox),
+        ("warm-connections", 0, 32, &mut limits.warm_connections),
+    ] {
+        let count = section.get(key).and_then(|node| reader.count(node, least, most));
         if let Some(count) = count.and_then(|count| usize::try_from(count).ok()) {
             *value = count;
         }

@@ -216,6 +216,12 @@ impl Rig {
         let limits = Limits {
             sessions: 100,
             sessions_per_user: 2,
+            smtp_sessions_per_mailbox: 3,
+            imap_sessions_per_mailbox: 20,
+            pop3_sessions_per_mailbox: 16,
+            wait_for_session: Duration::from_secs(20),
+            warm_connections: 0,
+            warm_connection_age: Duration::from_secs(45),
             login_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_mins(30),
             drain_timeout: Duration::from_secs(20),

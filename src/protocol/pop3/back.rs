@@ -163,7 +163,9 @@ impl Pop3Back {
                 State::Encrypting
             }
             (State::Greeting, Reply::Ok(_)) => self.proceed(),
-            (State::Greeting | State::Waiting, Reply::Err(text)) if !is_permanent(text) => self.try_later(line),
+            (State::Greeting | State::Waiting, Reply::Err(text)) if !is_permanent(text) => {
+                self.try_later(line)
+            }
             (State::Encrypting, Reply::Ok(_)) if !self.inbox.is_empty() => self.fail(BackError::Injected),
             (State::Encrypting, Reply::Ok(_)) => {
                 self.steps.push_back(Step::StartTls);
