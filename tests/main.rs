@@ -14,6 +14,7 @@
 mod clients;
 mod command_line;
 mod config;
+mod distance;
 mod hostile;
 mod house;
 mod passwords;
@@ -22,3 +23,4 @@ mod slicing;
 mod stage;
 mod store;
 mod transcripts;
+mod warm;

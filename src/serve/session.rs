@@ -87,7 +87,8 @@ struct Opened {
     /// Over a connection that was ready, or a new one.
     connection: &'static str,
     _seat: Seat,
-    _pass: Pass,
+    /// The relay's, once it begins.
+    pass: Option<Pass>,
 }
 
 /// An upstream connection on which the login went through.
@@ -255,8 +256,15 @@ impl Session {
                         warm.logged_in(login.client_name.as_deref());
                     }
                     let (origin, token_ends) = (granted.origin, granted.expires_at);
-                    let opened =
-                        Opened { mailbox, origin, token_ends, welcome, connection, _seat: seat, _pass: pass };
+                    let opened = Opened {
+                        mailbox,
+                        origin,
+                        token_ends,
+                        welcome,
+                        connection,
+                        _seat: seat,
+                        pass: Some(pass),
+                    };
                     return Ok((io, rest, opened));
                 }
                 Err(BackFailure::Said(BackError::Refused { reply, .. }))
@@ -434,6 +442,7 @@ impl Session {
             end_at: watch.as_ref().and_then(|_| signed_in.opened.token_ends.checked_sub(margin)),
             draining: station.draining.clone(),
             watch,
+            pass: signed_in.opened.pass.take(),
         };
         let SignedIn { front, back, user, mechanism, opened, .. } = signed_in;
         let ended = relay(front, back, rules).await;
