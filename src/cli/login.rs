@@ -441,9 +441,9 @@ mod tests {
     const TEXT: &str = "
 oauth: {client-id: 11111111-2222-3333-4444-555555555555, directory-id: contoso.com}
 accounts:
-  - {user: Alice@contoso.com, grant: [password, device-code], password-hash: HASH}
-  - {user: desk, mailbox: desk@contoso.com, mailbox-smtp: bob@contoso.com, grant: authorization-code, password-hash: HASH}
-  - {user: '*@fabrikam.com', grant: device-code, password-hash: HASH}
+  - {user: Alice@contoso.com, grant: [password, device-code], password-hash: 'HASH'}
+  - {user: desk, mailbox: desk@contoso.com, mailbox-smtp: bob@contoso.com, grant: authorization-code, password-hash: 'HASH'}
+  - {user: '*@fabrikam.com', grant: device-code, password-hash: 'HASH'}
   - {user: carol@contoso.com}
 accounts-only: true
 listeners:

@@ -227,7 +227,7 @@ mod tests {
     fn line(authority: &str) -> Line {
         let text = "
 oauth: {client-id: 11111111-2222-3333-4444-555555555555, directory-id: contoso.com}
-accounts: [{user: alice@contoso.com, grant: device-code, password-hash: HASH}]
+accounts: [{user: alice@contoso.com, grant: device-code, password-hash: 'HASH'}]
 listeners: [{name: imap, protocol: imap, listen: '127.0.0.1:1143'}]
 ";
         let hash = crate::token::password::hash(&Secret::new("x")).unwrap();
