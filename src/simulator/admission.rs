@@ -112,7 +112,9 @@ pub(super) fn sign_in(office: &Office, attempt: Attempt<'_>) -> Result<Admitted,
     } else if office.mischief.mail_is(service, &MailFault::AuthenticatedButNotConnected) {
         Err(Denied::NotConnected("mischief"))
     } else {
-        parsed.as_ref().map_or(Err(Denied::BadResponse), |read| admit(office, service, &read.user, &read.token))
+        parsed
+            .as_ref()
+            .map_or(Err(Denied::BadResponse), |read| admit(office, service, &read.user, &read.token))
     };
     let bearer = parsed.as_ref().and_then(|read| office.tokens.bearer(&read.token));
     office.journal.write(Event::SignIn(SignIn {
@@ -194,7 +196,12 @@ pub(super) fn bearer(office: &Office, token: &str) -> Result<Arc<Bearer>, Denied
 }
 
 /// SMTP: a delegated token opens its own user's mailbox only, Full Access or not.
-fn admit_smtp(office: &Office, bearer: Arc<Bearer>, mailbox: String, has_mailbox: bool) -> Result<Admitted, Denied> {
+fn admit_smtp(
+    office: &Office,
+    bearer: Arc<Bearer>,
+    mailbox: String,
+    has_mailbox: bool,
+) -> Result<Admitted, Denied> {
     if !has_mailbox {
         return Err(Denied::NotConnected("no such mailbox"));
     }
@@ -239,7 +246,9 @@ mod tests {
 
     #[test]
     fn a_response_with_a_part_missing_is_refused() {
-        for text in ["", "user=a\u{1}\u{1}", "user=a\u{1}auth=Bearer t\u{1}", "user=\u{1}auth=Bearer t\u{1}\u{1}"] {
+        for text in
+            ["", "user=a\u{1}\u{1}", "user=a\u{1}auth=Bearer t\u{1}", "user=\u{1}auth=Bearer t\u{1}\u{1}"]
+        {
             assert_eq!(Xoauth2::parse(BASE64_STANDARD.encode(text).as_bytes()), None, "{text:?}");
         }
         assert_eq!(Xoauth2::parse(b"not base64!"), None);

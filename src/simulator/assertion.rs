@@ -14,7 +14,8 @@ const EXCHANGE: &str = "api://AzureADTokenExchange";
 pub(super) fn check(app: &App, tenant: &str, assertion: &str) -> Result<&'static str, Failure> {
     let malformed = || Failure::new(50027);
     let mut parts = assertion.split('.');
-    let (Some(header), Some(claims), Some(sealed), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    let (Some(header), Some(claims), Some(sealed), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Err(malformed());
     };
@@ -29,7 +30,8 @@ pub(super) fn check(app: &App, tenant: &str, assertion: &str) -> Result<&'static
     let in_time = number("exp").is_some_and(|exp| exp > now - 300 && exp < now + 86_400)
         && number("nbf").is_none_or(|nbf| nbf <= now + 300);
     if text("iss") != app.client_id {
-        let known = app.federated.iter().any(|(issuer, subject)| issuer == text("iss") && subject == text("sub"));
+        let known =
+            app.federated.iter().any(|(issuer, subject)| issuer == text("iss") && subject == text("sub"));
         if !known || text("aud") != EXCHANGE {
             let detail =
                 format!("Assertion Issuer: '{}'. Assertion Subject: '{}'.", text("iss"), text("sub"));
@@ -55,7 +57,8 @@ pub(super) fn check(app: &App, tenant: &str, assertion: &str) -> Result<&'static
         return Err(Failure::new(700_024));
     }
     let audience = text("aud");
-    let for_us = audience.starts_with("https://") && audience.ends_with(&format!("/{tenant}/oauth2/v2.0/token"));
+    let for_us =
+        audience.starts_with("https://") && audience.ends_with(&format!("/{tenant}/oauth2/v2.0/token"));
     if !for_us || text("sub") != app.client_id || text("jti").is_empty() {
         return Err(Failure::new(50012));
     }

@@ -116,16 +116,20 @@ async fn misbehave(office: &Office, ask: &Ask, record: &mut TokenRequest) -> io:
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         IdentityFault::Throttled { retry_after } => throttled(retry_after.as_deref()),
-        IdentityFault::Status(status) if status >= 500 => {
-            json_answer(status, &json!({"error": "server_error", "error_description": "AADSTS90036: unexpected."}))
-        }
+        IdentityFault::Status(status) if status >= 500 => json_answer(
+            status,
+            &json!({"error": "server_error", "error_description": "AADSTS90036: unexpected."}),
+        ),
         IdentityFault::Status(status) => web::answer(status, HTML, "<html><body>No.</body></html>"),
-        IdentityFault::Html => web::answer(200, HTML, "<!DOCTYPE html><html><body>Sign in to your account</body></html>"),
+        IdentityFault::Html => {
+            web::answer(200, HTML, "<!DOCTYPE html><html><body>Sign in to your account</body></html>")
+        }
         IdentityFault::Malformed => web::answer(200, JSON, r#"{"token_type":"Bearer","access_token":"eyJ0"#),
         IdentityFault::Empty => web::answer(200, JSON, ""),
-        IdentityFault::WrongType => {
-            json_answer(200, &json!({"token_type": 1, "expires_in": {}, "access_token": ["a"], "scope": null}))
-        }
+        IdentityFault::WrongType => json_answer(
+            200,
+            &json!({"token_type": 1, "expires_in": {}, "access_token": ["a"], "scope": null}),
+        ),
         IdentityFault::Redirect(to) => {
             let mut answer = web::empty(302);
             web::set(&mut answer, "Location", &to);
@@ -140,7 +144,10 @@ async fn misbehave(office: &Office, ask: &Ask, record: &mut TokenRequest) -> io:
             tokio::time::sleep(delay).await;
             return Ok(None);
         }
-        IdentityFault::Down | IdentityFault::ExpiresIn(_) | IdentityFault::TokenSize(_) | IdentityFault::BadToken => {
+        IdentityFault::Down
+        | IdentityFault::ExpiresIn(_)
+        | IdentityFault::TokenSize(_)
+        | IdentityFault::BadToken => {
             return Ok(None);
         }
     }))
@@ -184,8 +191,17 @@ async fn authorize(
     let app = match check_authorize(office, &ask) {
         Ok(app) => app,
         Err(failure) => {
-            let text = failure.document().get("error_description").and_then(Value::as_str).unwrap_or_default().to_owned();
-            return Ok(web::answer(400, HTML, format!("<html><body><h1>Sorry</h1><p>{text}</p></body></html>")));
+            let text = failure
+                .document()
+                .get("error_description")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned();
+            return Ok(web::answer(
+                400,
+                HTML,
+                format!("<html><body><h1>Sorry</h1><p>{text}</p></body></html>"),
+            ));
         }
     };
     let redirect_uri = ask.get("redirect_uri").unwrap_or_default().to_owned();
@@ -199,12 +215,32 @@ async fn authorize(
     }
     let Some(user) = user else {
         if ask.get("prompt") == Some("none") {
-            return Ok(redirect(&redirect_uri, &ask, &[("error", "login_required"), ("error_description", "AADSTS50058: Session information is not sufficient for single-sign-on.")]));
+            return Ok(redirect(
+                &redirect_uri,
+                &ask,
+                &[
+                    ("error", "login_required"),
+                    (
+                        "error_description",
+                        "AADSTS50058: Session information is not sufficient for single-sign-on.",
+                    ),
+                ],
+            ));
         }
         return Ok(web::answer(200, HTML, LOGIN_PAGE));
     };
     if !app.consented {
-        return Ok(redirect(&redirect_uri, &ask, &[("error", "consent_required"), ("error_description", "AADSTS65001: The user or administrator has not consented to use the application.")]));
+        return Ok(redirect(
+            &redirect_uri,
+            &ask,
+            &[
+                ("error", "consent_required"),
+                (
+                    "error_description",
+                    "AADSTS65001: The user or administrator has not consented to use the application.",
+                ),
+            ],
+        ));
     }
     let code = office.tokens.issue_code(Code {
         user,
@@ -293,7 +329,8 @@ fn discovery(office: &Office, tenant: &str, request: &Request<Incoming>) -> Answ
 }
 
 fn user_realm(office: &Office, upn: &str) -> Answer {
-    let upn = form_urlencoded::parse(upn.replace('+', "%2B").as_bytes()).next().map(|(name, _)| name.into_owned());
+    let upn =
+        form_urlencoded::parse(upn.replace('+', "%2B").as_bytes()).next().map(|(name, _)| name.into_owned());
     let upn = upn.unwrap_or_default();
     let domain = upn.rsplit_once('@').map_or("", |(_, domain)| domain);
     let account_type = if office.tenant.has(&upn, Condition::Federated) {
@@ -336,6 +373,7 @@ fn basic(request: &Request<Incoming>) -> Option<(String, String)> {
     let octets = BASE64_STANDARD.decode(value.strip_prefix("Basic ")?).ok()?;
     let text = String::from_utf8(octets).ok()?;
     let (client_id, secret) = text.split_once(':')?;
-    let decode = |text: &str| form_urlencoded::parse(text.as_bytes()).next().map(|(name, _)| name.into_owned());
+    let decode =
+        |text: &str| form_urlencoded::parse(text.as_bytes()).next().map(|(name, _)| name.into_owned());
     Some((decode(client_id)?, decode(secret)?))
 }

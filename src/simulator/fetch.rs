@@ -42,7 +42,13 @@ pub(super) fn items(arg: &Arg) -> Option<Vec<Item>> {
             "ALL" => items.extend([Item::Flags, Item::InternalDate, Item::Size, Item::Envelope]),
             "FAST" => items.extend([Item::Flags, Item::InternalDate, Item::Size]),
             "FULL" => {
-                items.extend([Item::Flags, Item::InternalDate, Item::Size, Item::Envelope, Item::Structure(false)]);
+                items.extend([
+                    Item::Flags,
+                    Item::InternalDate,
+                    Item::Size,
+                    Item::Envelope,
+                    Item::Structure(false),
+                ]);
             }
             "FLAGS" => items.push(Item::Flags),
             "UID" => items.push(Item::Uid),
@@ -101,7 +107,9 @@ pub(super) fn answer(number: usize, message: &Message, items: &[Item], estimated
         match item {
             Item::Flags => out.text.extend(format!("FLAGS {}", flags(message)).bytes()),
             Item::Uid => out.text.extend(format!("UID {}", message.uid).bytes()),
-            Item::Size => out.text.extend(format!("RFC822.SIZE {}", message.announced_size(estimated)).bytes()),
+            Item::Size => {
+                out.text.extend(format!("RFC822.SIZE {}", message.announced_size(estimated)).bytes())
+            }
             Item::InternalDate => {
                 let date = message.received.strftime("%d-%b-%Y %H:%M:%S +0000");
                 out.text.extend(format!("INTERNALDATE \"{date}\"").bytes());
@@ -181,7 +189,8 @@ fn section_octets<'a>(raw: &Bytes, section: &str, parts: impl Fn() -> &'a Part) 
         _ if upper.starts_with("HEADER.FIELDS") => return Some(header_fields(raw.get(..header)?, section)),
         _ => {}
     }
-    let digits_end = section.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(section.len());
+    let digits_end =
+        section.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(section.len());
     let (path, rest) = section.split_at_checked(digits_end)?;
     let mut part = parts();
     for number in path.trim_end_matches('.').split('.') {
@@ -278,7 +287,8 @@ fn structure(raw: &Bytes, part: &Part, out: &mut Vec<u8>) {
     let body = raw.get(part.body.clone()).unwrap_or_default();
     // A multipart without parts is of no use to anybody: show it as text.
     let text = part.kind == "TEXT" || part.kind == "MULTIPART";
-    let (kind, subkind) = if part.kind == "MULTIPART" { ("TEXT", "PLAIN") } else { (&*part.kind, &*part.subkind) };
+    let (kind, subkind) =
+        if part.kind == "MULTIPART" { ("TEXT", "PLAIN") } else { (&*part.kind, &*part.subkind) };
     let lines = body.split(|&octet| octet == b'\n').count().saturating_sub(1);
     let encoding = message::field(header, "Content-Transfer-Encoding").unwrap_or_else(|| "7BIT".to_owned());
     let parameters = match part.parameters.as_slice() {
@@ -344,7 +354,10 @@ mod tests {
     #[test]
     fn sections_are_cut_out_of_a_message() {
         assert_eq!(fetch("BODY[1]"), "* 1 FETCH (BODY[1] {3}\r\none)\r\n");
-        assert_eq!(fetch("BODY.PEEK[2.HEADER]"), "* 1 FETCH (BODY[2.HEADER] {18}\r\nSubject: inner\r\n\r\n)\r\n");
+        assert_eq!(
+            fetch("BODY.PEEK[2.HEADER]"),
+            "* 1 FETCH (BODY[2.HEADER] {18}\r\nSubject: inner\r\n\r\n)\r\n"
+        );
         assert_eq!(fetch("BODY[2.1]"), "* 1 FETCH (BODY[2.1] {4}\r\ndeep)\r\n");
         assert_eq!(fetch("BODY[3]"), "* 1 FETCH (BODY[3] NIL)\r\n");
         assert_eq!(fetch("BODY[]<5.7>"), "* 1 FETCH (BODY[]<5> {7}\r\n Alice )\r\n");
@@ -365,7 +378,10 @@ mod tests {
     #[test]
     fn the_structure_shows_every_part() {
         let structure = fetch("BODYSTRUCTURE");
-        assert!(structure.contains("(\"TEXT\" \"PLAIN\" (\"CHARSET\" \"US-ASCII\") NIL NIL \"7BIT\" 3 0)"), "{structure}");
+        assert!(
+            structure.contains("(\"TEXT\" \"PLAIN\" (\"CHARSET\" \"US-ASCII\") NIL NIL \"7BIT\" 3 0)"),
+            "{structure}"
+        );
         assert!(structure.contains("\"MESSAGE\" \"RFC822\""), "{structure}");
         assert!(structure.ends_with("\"MIXED\"))\r\n"), "{structure}");
     }

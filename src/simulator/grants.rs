@@ -87,7 +87,8 @@ impl Loops {
     fn count(&self, ask: &Ask) -> usize {
         let mut fields: Vec<_> = ask.form.iter().filter(|(name, _)| *name != "client_assertion").collect();
         fields.sort();
-        let print = digest::digest(&digest::SHA256, format!("{}{fields:?}", ask.tenant).as_bytes()).as_ref().to_vec();
+        let print =
+            digest::digest(&digest::SHA256, format!("{}{fields:?}", ask.tenant).as_bytes()).as_ref().to_vec();
         let now = time::now();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() > 10_000 {
@@ -166,7 +167,11 @@ fn grant(office: &Office, ask: &Ask, record: &mut TokenRequest) -> Result<(App, 
             Grant { user: Some(user.to_owned()), directory, refresh: decided.offline, decided }
         }
         "client_credentials" => {
-            let scope = if ask.v1 { format!("{}/.default", ask.need("resource")?.trim_end_matches('/')) } else { ask.scope()? };
+            let scope = if ask.v1 {
+                format!("{}/.default", ask.need("resource")?.trim_end_matches('/'))
+            } else {
+                ask.scope()?
+            };
             let directory = named.ok_or_else(|| Failure::new(50059))?;
             Grant { user: None, directory, decided: scope::application(&scope, &app)?, refresh: false }
         }
@@ -303,7 +308,10 @@ fn redeemed(office: &Office, ask: &Ask, app: &App) -> Result<String, Failure> {
 }
 
 fn polled(office: &Office, ask: &Ask, app: &App) -> Result<(String, String), Failure> {
-    let text = ask.get("device_code").or_else(|| ask.get("code")).ok_or_else(|| Failure::about(900_144, "device_code"))?;
+    let text = ask
+        .get("device_code")
+        .or_else(|| ask.get("code"))
+        .ok_or_else(|| Failure::about(900_144, "device_code"))?;
     let device = office.tokens.device(text).ok_or_else(|| Failure::new(70018))?;
     if !device.client_id.eq_ignore_ascii_case(&app.client_id) {
         return Err(Failure::new(70018));

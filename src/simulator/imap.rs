@@ -35,7 +35,9 @@ pub(super) fn host_token() -> String {
 /// Serves one connection until it ends.
 pub(super) async fn serve(office: Arc<Office>, mut peer: Peer) -> io::Result<()> {
     let greeting = match office.settings.edition {
-        Edition::Classic => format!("* OK The Microsoft Exchange IMAP4 service is ready. [{}]\r\n", host_token()),
+        Edition::Classic => {
+            format!("* OK The Microsoft Exchange IMAP4 service is ready. [{}]\r\n", host_token())
+        }
         Edition::TcpProxy => format!(
             "* OK Microsoft Exchange IMAP4 service ready. {} (tcpproxy/15.21.0406.000 BACKENDAUTHENTICATE) [{}]\r\n",
             random::guid(),
@@ -124,7 +126,8 @@ impl Session {
                 self.ok(&tag, &command.name).await?;
             }
             "ID" => {
-                self.say("* ID (\"name\" \"Microsoft.Exchange.Imap4.Imap4Server\" \"version\" \"15.20\")").await?;
+                self.say("* ID (\"name\" \"Microsoft.Exchange.Imap4.Imap4Server\" \"version\" \"15.20\")")
+                    .await?;
                 self.ok(&tag, "ID").await?;
             }
             "LOGOUT" => {
@@ -232,7 +235,9 @@ impl Session {
         let list = if !self.peer.tls {
             let no_tls = self.office.mischief.mail_is(SERVICE, &MailFault::NoStartTls);
             let starttls = if no_tls { "" } else { "STARTTLS " };
-            format!("IMAP4 IMAP4rev1 LOGINDISABLED {starttls}SASL-IR UIDPLUS ID UNSELECT CHILDREN IDLE NAMESPACE LITERAL+")
+            format!(
+                "IMAP4 IMAP4rev1 LOGINDISABLED {starttls}SASL-IR UIDPLUS ID UNSELECT CHILDREN IDLE NAMESPACE LITERAL+"
+            )
         } else if self.user.is_some() {
             "IMAP4 IMAP4rev1 AUTH=PLAIN AUTH=XOAUTH2 SASL-IR UIDPLUS MOVE ID UNSELECT CLIENTACCESSRULES CLIENTNETWORKPRESENCELOCATION BACKENDAUTHENTICATE CHILDREN IDLE NAMESPACE LITERAL+".to_owned()
         } else if new {
@@ -292,8 +297,13 @@ impl Session {
                 .say(&format!("{tag} NO Request is throttled. Suggested Backoff Time: 299910 milliseconds"))
                 .await;
         }
-        let attempt =
-            Attempt { service: SERVICE, response: &response, initial_response, line_length, tls: self.peer.tls };
+        let attempt = Attempt {
+            service: SERVICE,
+            response: &response,
+            initial_response,
+            line_length,
+            tls: self.peer.tls,
+        };
         match admission::sign_in(&self.office, attempt) {
             Ok(admitted) => self.welcome(&tag, Some(admitted)).await,
             Err(Denied::NotConnected(_)) => self.welcome(&tag, None).await,
@@ -304,17 +314,28 @@ impl Session {
     async fn welcome(&mut self, tag: &str, admitted: Option<Admitted>) -> io::Result<()> {
         let mut place = None;
         if let Some(admitted) = &admitted {
-            let limit =
-                self.office.mischief.take_mail(SERVICE, |fault| matches!(fault, MailFault::ConcurrencyLimit(_)));
+            let limit = self
+                .office
+                .mischief
+                .take_mail(SERVICE, |fault| matches!(fault, MailFault::ConcurrencyLimit(_)));
             if let Some(MailFault::ConcurrencyLimit(limit)) = limit {
                 place = self.office.enter(SERVICE, &admitted.mailbox, limit);
                 if place.is_none() {
-                    return self.say(&format!("{tag} NO Request is throttled. Suggested Backoff Time: 5000 milliseconds")).await;
+                    return self
+                        .say(&format!(
+                            "{tag} NO Request is throttled. Suggested Backoff Time: 5000 milliseconds"
+                        ))
+                        .await;
                 }
             }
         }
-        let early = self.office.mischief.take_mail(SERVICE, |fault| matches!(fault, MailFault::ByeAccessTokenExpired(_)));
-        let mut ends = admitted.as_ref().map_or_else(|| time::now() + Duration::from_hours(24), |admitted| admitted.bearer.expires);
+        let early = self
+            .office
+            .mischief
+            .take_mail(SERVICE, |fault| matches!(fault, MailFault::ByeAccessTokenExpired(_)));
+        let mut ends = admitted
+            .as_ref()
+            .map_or_else(|| time::now() + Duration::from_hours(24), |admitted| admitted.bearer.expires);
         if let Some(MailFault::ByeAccessTokenExpired(after)) = early {
             ends = ends.min(time::now() + after);
         }
@@ -336,12 +357,15 @@ impl Session {
 
     async fn refuse(&mut self, tag: &str, denied: Denied) -> io::Result<()> {
         if self.office.mischief.mail_is(SERVICE, &MailFault::ErrorChallenge) {
-            let challenge = BASE64_STANDARD.encode(br#"{"status":"400","schemes":"Bearer","scope":"https://mail.example/"}"#);
+            let challenge = BASE64_STANDARD
+                .encode(br#"{"status":"400","schemes":"Bearer","scope":"https://mail.example/"}"#);
             self.say(&format!("+ {challenge}")).await?;
             self.peer.line(LINE_LIMIT).await?;
         }
         let detail = match denied {
-            Denied::NoAppPermission => " Error=\"AuthFailed:LogonDenied-None-OAuthLog:AuthExc_Auth Failed. [AM0PR01MB0042.eurprd01.prod.exchangelabs.com]\"",
+            Denied::NoAppPermission => {
+                " Error=\"AuthFailed:LogonDenied-None-OAuthLog:AuthExc_Auth Failed. [AM0PR01MB0042.eurprd01.prod.exchangelabs.com]\""
+            }
             _ => "",
         };
         self.say(&format!("{tag} NO AUTHENTICATE failed.{detail}")).await
@@ -372,7 +396,11 @@ impl Session {
             let Some(line) = line else {
                 return Ok(Turn::End);
             };
-            let reply = if line.eq_ignore_ascii_case(b"DONE") { "OK IDLE completed." } else { "BAD Command Error. 10" };
+            let reply = if line.eq_ignore_ascii_case(b"DONE") {
+                "OK IDLE completed."
+            } else {
+                "BAD Command Error. 10"
+            };
             self.say(&format!("{tag} {reply}")).await?;
             return Ok(Turn::On(self));
         }
@@ -428,7 +456,9 @@ impl Session {
         let Some(id) = mailbox.find(folder) else {
             return Ok(format!("NO {folder} doesn't exist."));
         };
-        let Some((view, lines)) = mailbox.read(id, |folder| (view(folder), selected_lines(folder, read_only))) else {
+        let Some((view, lines)) =
+            mailbox.read(id, |folder| (view(folder), selected_lines(folder, read_only)))
+        else {
             return Ok(format!("NO {folder} doesn't exist."));
         };
         user.selected = Some(Selected { folder: id, read_only, view });
@@ -462,7 +492,13 @@ impl Session {
     }
 
     /// Commands on the open folder.
-    async fn selected(&mut self, mailbox: &Mailbox, name: &str, args: &[Arg], uid: bool) -> io::Result<String> {
+    async fn selected(
+        &mut self,
+        mailbox: &Mailbox,
+        name: &str,
+        args: &[Arg],
+        uid: bool,
+    ) -> io::Result<String> {
         let Some(selected) = self.user.as_ref().and_then(|user| user.selected.as_ref()) else {
             return Ok("BAD Command received in Invalid state.".to_owned());
         };
@@ -478,7 +514,8 @@ impl Session {
                 self.fetch(mailbox, folder, &found, items, uid, read_only).await?;
             }
             "STORE" => {
-                let (Some(found), Some(change)) = (numbers(), FlagChange::read(args.get(1..).unwrap_or_default()))
+                let (Some(found), Some(change)) =
+                    (numbers(), FlagChange::read(args.get(1..).unwrap_or_default()))
                 else {
                     return Ok(bad());
                 };
@@ -493,13 +530,19 @@ impl Session {
                     return Ok(bad());
                 };
                 let Some(to) = mailbox.find(&to) else {
-                    return Ok("NO [TRYCREATE] The requested destination folder could not be found.".to_owned());
+                    return Ok(
+                        "NO [TRYCREATE] The requested destination folder could not be found.".to_owned()
+                    );
                 };
                 return self.copy(mailbox, folder, to, &found, name == "MOVE", &done).await;
             }
             "EXPUNGE" | "CLOSE" | "UNSELECT" => {
                 if name != "UNSELECT" && !read_only {
-                    let only = if uid { numbers().map(|found| found.iter().map(|(_, uid)| *uid).collect::<Vec<_>>()) } else { None };
+                    let only = if uid {
+                        numbers().map(|found| found.iter().map(|(_, uid)| *uid).collect::<Vec<_>>())
+                    } else {
+                        None
+                    };
                     mailbox.change(folder, |folder| {
                         folder.messages.retain(|message| {
                             !message.flags.contains("\\Deleted")
@@ -564,7 +607,9 @@ impl Session {
     /// Sets the flags of a message, here and in what the other end knows.
     fn flagged(&mut self, mailbox: &Mailbox, folder: u32, uid: u32, flags: BTreeSet<String>) {
         let selected = self.user.as_mut().and_then(|user| user.selected.as_mut());
-        if let Some(seen) = selected.and_then(|selected| selected.view.iter_mut().find(|seen| seen.uid == uid)) {
+        if let Some(seen) =
+            selected.and_then(|selected| selected.view.iter_mut().find(|seen| seen.uid == uid))
+        {
             seen.flags.clone_from(&flags);
         }
         mailbox.change(folder, |folder| {
@@ -584,7 +629,8 @@ impl Session {
     ) -> io::Result<()> {
         let mut lines = String::new();
         for (number, id) in found {
-            let Some(mut message) = mailbox.read(folder, |folder| folder.by_uid(*id).cloned()).flatten() else {
+            let Some(mut message) = mailbox.read(folder, |folder| folder.by_uid(*id).cloned()).flatten()
+            else {
                 continue;
             };
             change.apply(&mut message.flags);
@@ -607,7 +653,11 @@ impl Session {
     ) -> io::Result<String> {
         let mut keys = args;
         if args.first().and_then(Arg::text).is_some_and(|word| word.eq_ignore_ascii_case("CHARSET")) {
-            if !args.get(1).and_then(Arg::text).is_some_and(|charset| charset.eq_ignore_ascii_case("US-ASCII")) {
+            if !args
+                .get(1)
+                .and_then(Arg::text)
+                .is_some_and(|charset| charset.eq_ignore_ascii_case("US-ASCII"))
+            {
                 return Ok("NO [BADCHARSET (US-ASCII)] The specified charset is not supported.".to_owned());
             }
             keys = args.get(2..).unwrap_or_default();
@@ -647,7 +697,8 @@ impl Session {
             let Some(message) = mailbox.read(from, |folder| folder.by_uid(*uid).cloned()).flatten() else {
                 continue;
             };
-            let copied = mailbox.change(to, |folder| folder.append(message.raw, message.flags, message.received));
+            let copied =
+                mailbox.change(to, |folder| folder.append(message.raw, message.flags, message.received));
             if let Some((copy, _)) = copied {
                 old.push(uid.to_string());
                 new.push(copy.to_string());
@@ -676,7 +727,8 @@ impl Session {
         let (Some(mailbox), Some(selected)) = (&user.mailbox, &mut user.selected) else {
             return Ok(());
         };
-        let lines = mailbox.read(selected.folder, |folder| selected.catch_up(folder, expunges)).unwrap_or_default();
+        let lines =
+            mailbox.read(selected.folder, |folder| selected.catch_up(folder, expunges)).unwrap_or_default();
         if lines.is_empty() {
             return Ok(());
         }
@@ -750,7 +802,8 @@ impl FlagChange {
         if !silent && name != "FLAGS" {
             return None;
         }
-        let flags = args.get(1..)?.iter().flat_map(Arg::items).filter_map(|flag| flag.text()).map(|flag| tidy(&flag));
+        let flags =
+            args.get(1..)?.iter().flat_map(Arg::items).filter_map(|flag| flag.text()).map(|flag| tidy(&flag));
         Some(Self { sign, silent, flags: flags.collect() })
     }
 
@@ -766,7 +819,10 @@ impl FlagChange {
 /// System flags in their usual spelling.
 fn tidy(flag: &str) -> String {
     let known = ["\\Seen", "\\Answered", "\\Flagged", "\\Deleted", "\\Draft"];
-    known.iter().find(|known| known.eq_ignore_ascii_case(flag)).map_or_else(|| flag.to_owned(), |&known| known.to_owned())
+    known
+        .iter()
+        .find(|known| known.eq_ignore_ascii_case(flag))
+        .map_or_else(|| flag.to_owned(), |&known| known.to_owned())
 }
 
 fn command(pieces: &[Piece], length: usize) -> Read {
@@ -796,7 +852,9 @@ fn selected_lines(folder: &Folder, read_only: bool) -> String {
     let flags = "\\Seen \\Answered \\Flagged \\Deleted \\Draft $MDNSent";
     let permanent = if read_only { "" } else { flags };
     let unseen = folder.messages.iter().position(|message| !message.flags.contains("\\Seen"));
-    let unseen = unseen.map(|at| format!("* OK [UNSEEN {}] Is the first unseen message\r\n", at + 1)).unwrap_or_default();
+    let unseen = unseen
+        .map(|at| format!("* OK [UNSEEN {}] Is the first unseen message\r\n", at + 1))
+        .unwrap_or_default();
     format!(
         "* {} EXISTS\r\n* 0 RECENT\r\n* FLAGS ({flags})\r\n* OK [PERMANENTFLAGS ({permanent})] Permanent flags\r\n{unseen}* OK [UIDVALIDITY {}] UIDVALIDITY value\r\n* OK [UIDNEXT {}] The next unique identifier value\r\n",
         folder.messages.len(),
@@ -855,7 +913,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 fn append(mailbox: &Mailbox, args: &[Arg]) -> String {
-    let (Some(name), Some(octets)) = (args.first().and_then(Arg::text), args.last().and_then(Arg::octets)) else {
+    let (Some(name), Some(octets)) = (args.first().and_then(Arg::text), args.last().and_then(Arg::octets))
+    else {
         return "BAD Command Argument Error. 11".to_owned();
     };
     if args.len() < 2 {

@@ -1,11 +1,6 @@
 //! Accepts connections for one service, and stops doing so while mischief says that it is down.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -88,7 +83,13 @@ async fn attend(
     }
 }
 
-fn welcome(office: &Arc<Office>, stream: TcpStream, places: &Arc<Semaphore>, sessions: &TaskTracker, door: Door) {
+fn welcome(
+    office: &Arc<Office>,
+    stream: TcpStream,
+    places: &Arc<Semaphore>,
+    sessions: &TaskTracker,
+    door: Door,
+) {
     let Ok(place) = Arc::clone(places).try_acquire_owned() else {
         return;
     };

@@ -88,7 +88,11 @@ impl Mailbox {
             .zip(1..)
             .map(|((name, distinguished), id)| Folder::new(id, name, Some(distinguished)))
             .collect();
-        Self { address, state: Mutex::new(State { folders, next_folder: 100 }), changed: watch::Sender::new(0) }
+        Self {
+            address,
+            state: Mutex::new(State { folders, next_folder: 100 }),
+            changed: watch::Sender::new(0),
+        }
     }
 
     /// Tells when anything changed.
@@ -105,7 +109,11 @@ impl Mailbox {
     pub(super) fn find(&self, name: &str) -> Option<u32> {
         let state = self.lock();
         let inbox = name.eq_ignore_ascii_case("INBOX");
-        state.folders.iter().find(|folder| folder.name == name || inbox && folder.id == 1).map(|folder| folder.id)
+        state
+            .folders
+            .iter()
+            .find(|folder| folder.name == name || inbox && folder.id == 1)
+            .map(|folder| folder.id)
     }
 
     /// The id of a folder by EWS's distinguished id.
@@ -131,8 +139,16 @@ impl Mailbox {
     }
 
     /// Puts a message into a folder; its UID and id.
-    pub(super) fn append(&self, folder: u32, raw: Bytes, flags: &[&str], received: Timestamp) -> Option<(u32, u64)> {
-        self.change(folder, |folder| folder.append(raw, flags.iter().map(|&flag| flag.to_owned()).collect(), received))
+    pub(super) fn append(
+        &self,
+        folder: u32,
+        raw: Bytes,
+        flags: &[&str],
+        received: Timestamp,
+    ) -> Option<(u32, u64)> {
+        self.change(folder, |folder| {
+            folder.append(raw, flags.iter().map(|&flag| flag.to_owned()).collect(), received)
+        })
     }
 
     /// Puts a message into the Inbox.
@@ -185,7 +201,11 @@ impl Mailbox {
     pub(super) fn message(&self, id: u64) -> Option<(u32, Message)> {
         let state = self.lock();
         state.folders.iter().find_map(|folder| {
-            folder.messages.iter().find(|message| message.id == id).map(|message| (folder.id, message.clone()))
+            folder
+                .messages
+                .iter()
+                .find(|message| message.id == id)
+                .map(|message| (folder.id, message.clone()))
         })
     }
 
@@ -226,11 +246,17 @@ impl Folder {
     }
 
     pub(super) fn by_uid(&self, uid: u32) -> Option<&Message> {
-        self.messages.binary_search_by_key(&uid, |message| message.uid).ok().and_then(|at| self.messages.get(at))
+        self.messages
+            .binary_search_by_key(&uid, |message| message.uid)
+            .ok()
+            .and_then(|at| self.messages.get(at))
     }
 
     pub(super) fn by_uid_mut(&mut self, uid: u32) -> Option<&mut Message> {
-        self.messages.binary_search_by_key(&uid, |message| message.uid).ok().and_then(|at| self.messages.get_mut(at))
+        self.messages
+            .binary_search_by_key(&uid, |message| message.uid)
+            .ok()
+            .and_then(|at| self.messages.get_mut(at))
     }
 
     pub(super) fn unseen(&self) -> usize {

@@ -83,7 +83,8 @@ pub(super) fn mailboxes(value: &str) -> Vec<(Option<String>, String)> {
 }
 
 fn split_list(value: &str) -> Vec<String> {
-    let (mut items, mut item, mut quoted, mut depth, mut escaped) = (Vec::new(), String::new(), false, 0_u32, false);
+    let (mut items, mut item, mut quoted, mut depth, mut escaped) =
+        (Vec::new(), String::new(), false, 0_u32, false);
     for char in value.chars() {
         match char {
             _ if escaped => escaped = false,
@@ -129,7 +130,8 @@ fn parse_part(raw: &Bytes, whole: Range<usize>, depth: usize) -> Part {
     let (kind, subkind, parameters) = content_type_of(&content_type);
     let mut children = Vec::new();
     if depth > 0 && kind == "MULTIPART" {
-        if let Some((_, boundary)) = parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case("boundary")) {
+        if let Some((_, boundary)) = parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case("boundary"))
+        {
             for child in split_parts(raw, &body, boundary) {
                 children.push(parse_part(raw, child, depth - 1));
             }
@@ -204,7 +206,8 @@ mod tests {
 
     #[test]
     fn addresses_are_found_in_all_their_forms() {
-        let raw = b"Subject: x\r\nFrom: \"Liddell, Alice\" <alice@contoso.com>,\r\n bob@contoso.com (Bob)\r\n\r\n";
+        let raw =
+            b"Subject: x\r\nFrom: \"Liddell, Alice\" <alice@contoso.com>,\r\n bob@contoso.com (Bob)\r\n\r\n";
         assert_eq!(addresses(raw, "from"), ["alice@contoso.com", "bob@contoso.com"]);
         assert_eq!(addresses(raw, "To"), Vec::<String>::new());
     }

@@ -242,10 +242,16 @@ impl Mischief {
     }
 
     /// The next fault of a mail service that `applies`, used up once.
-    pub(super) fn take_mail(&self, service: Service, applies: impl Fn(&MailFault) -> bool) -> Option<MailFault> {
+    pub(super) fn take_mail(
+        &self,
+        service: Service,
+        applies: impl Fn(&MailFault) -> bool,
+    ) -> Option<MailFault> {
         let mut faults = self.lock();
-        let (_, fault) =
-            faults.mail.iter_mut().find(|(at, armed)| *at == service && armed.ready() && applies(&armed.fault))?;
+        let (_, fault) = faults
+            .mail
+            .iter_mut()
+            .find(|(at, armed)| *at == service && armed.ready() && applies(&armed.fault))?;
         Some(fault.take())
     }
 
@@ -256,9 +262,7 @@ impl Mischief {
 
     /// Breaks, hangs or goes on at a step.
     pub(super) async fn at(&self, service: Service, step: Step) -> io::Result<()> {
-        let here = |fault: &MailFault| {
-            matches!(fault, MailFault::CloseAt(at) | MailFault::ResetAt(at) | MailFault::HangAt(at) if *at == step)
-        };
+        let here = |fault: &MailFault| matches!(fault, MailFault::CloseAt(at) | MailFault::ResetAt(at) | MailFault::HangAt(at) if *at == step);
         match self.take_mail(service, here) {
             Some(MailFault::HangAt(_)) => hang().await,
             Some(_) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed by mischief")),
@@ -272,10 +276,9 @@ impl Mischief {
         match service {
             Service::Authority => faults.identity.iter().any(|armed| armed.fault == IdentityFault::Reset),
             Service::Ews => false,
-            Service::Imap | Service::Pop3 | Service::Smtp => faults
-                .mail
-                .iter()
-                .any(|(at, armed)| *at == service && armed.ready() && matches!(armed.fault, MailFault::ResetAt(_))),
+            Service::Imap | Service::Pop3 | Service::Smtp => faults.mail.iter().any(|(at, armed)| {
+                *at == service && armed.ready() && matches!(armed.fault, MailFault::ResetAt(_))
+            }),
         }
     }
 
@@ -285,9 +288,10 @@ impl Mischief {
         match service {
             Service::Authority => faults.identity.iter().any(|armed| armed.fault == IdentityFault::Down),
             Service::Ews => faults.ews.iter().any(|armed| armed.fault == EwsFault::RefuseConnect),
-            Service::Imap | Service::Pop3 | Service::Smtp => {
-                faults.mail.iter().any(|(at, armed)| *at == service && armed.fault == MailFault::RefuseConnect)
-            }
+            Service::Imap | Service::Pop3 | Service::Smtp => faults
+                .mail
+                .iter()
+                .any(|(at, armed)| *at == service && armed.fault == MailFault::RefuseConnect),
         }
     }
 

@@ -24,6 +24,7 @@ mod grants;
 mod http;
 mod imap;
 mod imap_syntax;
+mod item;
 mod journal;
 mod listen;
 mod mailbox;
@@ -32,11 +33,13 @@ mod mischief;
 mod office;
 mod pop3;
 mod random;
+mod restriction;
 mod scope;
 mod search;
 mod settings;
 mod smtp;
 mod soap;
+mod streaming;
 mod tenant;
 mod time;
 mod tokens;
@@ -49,16 +52,16 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use self::{certificate::Certificates, listen::Door, office::Office, tokens::DeviceAnswer};
 pub use self::{
     journal::{Event, EwsRequest, Service, SignIn, Submission, TokenRequest},
     mischief::{CertificateFault, EwsFault, ExpiresIn, IdentityFault, MailFault, Mischief, Step},
     settings::{
-        ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, DIRECTORY_ID, Edition, PUBLIC_CLIENT_ID, Ports,
-        SUPPORT, Settings,
+        ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, DIRECTORY_ID, Edition,
+        PUBLIC_CLIENT_ID, Ports, SUPPORT, Settings,
     },
     tenant::{App, Condition, Directory, Grantable, Tenant, User},
 };
-use self::{certificate::Certificates, listen::Door, office::Office, tokens::DeviceAnswer};
 
 /// A running Office 365. Dropping it stops it.
 pub struct Simulator {
@@ -192,8 +195,10 @@ impl Simulator {
     pub fn messages(&self, mailbox: &str, folder: &str) -> Vec<Bytes> {
         let mailbox = self.office.post.open(mailbox);
         let id = mailbox.find(folder);
-        id.and_then(|id| mailbox.read(id, |folder| folder.messages.iter().map(|message| message.raw.clone()).collect()))
-            .unwrap_or_default()
+        id.and_then(|id| {
+            mailbox.read(id, |folder| folder.messages.iter().map(|message| message.raw.clone()).collect())
+        })
+        .unwrap_or_default()
     }
 
     /// Codes of device code flows that wait for a human.

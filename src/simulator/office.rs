@@ -17,6 +17,7 @@ use super::{
     mischief::Mischief,
     random,
     settings::Settings,
+    streaming::Subscriptions,
     tenant::Tenant,
     time,
     tokens::Tokens,
@@ -28,6 +29,7 @@ pub(super) struct Office {
     pub(super) tenant: Tenant,
     pub(super) tokens: Tokens,
     pub(super) loops: Loops,
+    pub(super) subscriptions: Subscriptions,
     pub(super) post: Post,
     pub(super) journal: Journal,
     pub(super) mischief: Arc<Mischief>,
@@ -49,6 +51,7 @@ impl Office {
             tenant: Tenant::new(&settings),
             tokens: Tokens::default(),
             loops: Loops::default(),
+            subscriptions: Subscriptions::default(),
             post: Post::default(),
             journal: Journal::new(settings.journal),
             mischief: Arc::new(Mischief::new()),
@@ -72,7 +75,15 @@ impl Office {
     }
 
     /// Takes a message: a copy for every recipient who lives here and one for the sender's Sent Items.
-    pub(super) fn submit(&self, service: Service, mailbox: &str, from: &str, to: &[String], raw: &Bytes, keep: bool) {
+    pub(super) fn submit(
+        &self,
+        service: Service,
+        mailbox: &str,
+        from: &str,
+        to: &[String],
+        raw: &Bytes,
+        keep: bool,
+    ) {
         let sha256 = random::hex(digest::digest(&digest::SHA256, raw).as_ref());
         for recipient in to.iter().filter(|recipient| self.tenant.has_mailbox(recipient)) {
             self.post.open(recipient).deliver(raw.clone());

@@ -24,9 +24,14 @@ const PROTOCOL_ERROR: &str = "-ERR Protocol error. Connection is closed. 10";
 /// Serves one connection until it ends.
 pub(super) async fn serve(office: Arc<Office>, mut peer: Peer) -> io::Result<()> {
     let greeting = match office.settings.edition {
-        Edition::Classic => format!("+OK The Microsoft Exchange POP3 service is ready. [{}]\r\n", imap::host_token()),
+        Edition::Classic => {
+            format!("+OK The Microsoft Exchange POP3 service is ready. [{}]\r\n", imap::host_token())
+        }
         Edition::TcpProxy => {
-            format!("+OK Microsoft Exchange POP3 server ready (tcpproxy/15.20.9137.005). [{}]\r\n", imap::host_token())
+            format!(
+                "+OK Microsoft Exchange POP3 server ready (tcpproxy/15.20.9137.005). [{}]\r\n",
+                imap::host_token()
+            )
         }
     };
     if !peer.greet(&office.mischief, SERVICE, &greeting, "-ERR Connection is closed. 14\r\n").await? {
@@ -210,7 +215,8 @@ impl Session {
     }
 
     async fn welcome(&mut self, admitted: Admitted) -> io::Result<()> {
-        let limit = self.office.mischief.take_mail(SERVICE, |fault| matches!(fault, MailFault::ConcurrencyLimit(_)));
+        let limit =
+            self.office.mischief.take_mail(SERVICE, |fault| matches!(fault, MailFault::ConcurrencyLimit(_)));
         let place = match limit {
             Some(MailFault::ConcurrencyLimit(limit)) => {
                 let Some(place) = self.office.enter(SERVICE, &admitted.mailbox, limit) else {
@@ -256,7 +262,8 @@ impl Session {
                 None => no_such_message(),
             },
             "RETR" | "TOP" => {
-                let lines = (verb == "TOP").then(|| rest.split(' ').nth(1).and_then(|lines| lines.parse().ok()));
+                let lines =
+                    (verb == "TOP").then(|| rest.split(' ').nth(1).and_then(|lines| lines.parse().ok()));
                 let message = number.and_then(|number| open.get(number)).cloned();
                 return match (message, lines) {
                     (Some(message), None) => self.send(&message, None).await,

@@ -79,7 +79,12 @@ pub(super) fn delegated(scope: &str, app: &App) -> Result<Decided, Failure> {
         if !openid && !offline {
             return Err(Failure::about(70011, scope));
         }
-        return Ok(Decided { audience: GRAPH.to_owned(), permissions: vec!["User.Read".to_owned()], offline, openid });
+        return Ok(Decided {
+            audience: GRAPH.to_owned(),
+            permissions: vec!["User.Read".to_owned()],
+            offline,
+            openid,
+        });
     };
     if !app.consented {
         return Err(Failure::about(65001, &app.client_id));

@@ -122,7 +122,9 @@ impl Key {
             Self::Numbers(text) => {
                 set(text, place.numbers).is_some_and(|numbers| numbers.binary_search(&place.number).is_ok())
             }
-            Self::Uids(text) => set(text, place.uids).is_some_and(|uids| uids.binary_search(&message.uid).is_ok()),
+            Self::Uids(text) => {
+                set(text, place.uids).is_some_and(|uids| uids.binary_search(&message.uid).is_ok())
+            }
             Self::Header(name, wanted) => {
                 message::field(header(), name).is_some_and(|value| value.to_lowercase().contains(wanted))
             }
@@ -171,7 +173,9 @@ mod tests {
             uid: 9,
             flags: BTreeSet::from(["\\Seen".to_owned()]),
             received: "2026-02-03T10:00:00Z".parse().unwrap(),
-            raw: Bytes::from_static(b"Subject: Hello World\r\nDate: Mon, 2 Feb 2026 10:00:00 +0000\r\n\r\nbody\r\n"),
+            raw: Bytes::from_static(
+                b"Subject: Hello World\r\nDate: Mon, 2 Feb 2026 10:00:00 +0000\r\n\r\nbody\r\n",
+            ),
         };
         let args = arguments(&[Piece::Line(search.as_bytes().to_vec())]).unwrap();
         keys(&args).unwrap().matches(&message, Place { number: 2, numbers: &[1, 2], uids: &[4, 9] })

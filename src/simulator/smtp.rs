@@ -208,8 +208,13 @@ impl Session {
         if self.office.mischief.mail_is(SERVICE, &MailFault::Throttle) {
             return self.say("454 4.7.0 Temporary authentication failure").await;
         }
-        let attempt =
-            Attempt { service: SERVICE, response: &response, initial_response, line_length, tls: self.peer.tls };
+        let attempt = Attempt {
+            service: SERVICE,
+            response: &response,
+            initial_response,
+            line_length,
+            tls: self.peer.tls,
+        };
         match admission::sign_in(&self.office, attempt) {
             Ok(admitted) => self.welcome(admitted).await,
             Err(denied) => self.refuse(denied).await,
@@ -217,7 +222,8 @@ impl Session {
     }
 
     async fn welcome(&mut self, admitted: Admitted) -> io::Result<()> {
-        let limit = self.office.mischief.take_mail(SERVICE, |fault| matches!(fault, MailFault::ConcurrencyLimit(_)));
+        let limit =
+            self.office.mischief.take_mail(SERVICE, |fault| matches!(fault, MailFault::ConcurrencyLimit(_)));
         let limit = match limit {
             Some(MailFault::ConcurrencyLimit(limit)) => limit,
             _ => self.office.settings.smtp_sessions_per_mailbox,
@@ -236,7 +242,8 @@ impl Session {
 
     async fn refuse(&mut self, denied: Denied) -> io::Result<()> {
         if self.office.mischief.mail_is(SERVICE, &MailFault::ErrorChallenge) {
-            let challenge = BASE64_STANDARD.encode(br#"{"status":"400","schemes":"Bearer","scope":"https://mail.example/"}"#);
+            let challenge = BASE64_STANDARD
+                .encode(br#"{"status":"400","schemes":"Bearer","scope":"https://mail.example/"}"#);
             self.say(&format!("334 {challenge}")).await?;
             self.peer.line(READ_LIMIT).await?;
         }
@@ -270,8 +277,18 @@ impl Session {
         self.say("334 UGFzc3dvcmQ6").await?;
         self.peer.line(READ_LIMIT).await?;
         let user = BASE64_STANDARD.decode(user).unwrap_or_default();
-        admission::refuse_basic(&self.office, SERVICE, "LOGIN", &String::from_utf8_lossy(&user), self.peer.tls);
-        self.say(&format!("535 5.7.139 Authentication unsuccessful, basic authentication is disabled. {}", trace())).await
+        admission::refuse_basic(
+            &self.office,
+            SERVICE,
+            "LOGIN",
+            &String::from_utf8_lossy(&user),
+            self.peer.tls,
+        );
+        self.say(&format!(
+            "535 5.7.139 Authentication unsuccessful, basic authentication is disabled. {}",
+            trace()
+        ))
+        .await
     }
 
     async fn mail(&mut self, rest: &str) -> io::Result<()> {
@@ -295,7 +312,9 @@ impl Session {
             return self.say("552 5.3.4 Message size exceeds fixed maximum message size").await;
         }
         if !from.is_empty() && !self.may_send_as(admitted, &from) {
-            return self.say("550 5.7.60 SMTP; Client does not have permissions to send as this sender").await;
+            return self
+                .say("550 5.7.60 SMTP; Client does not have permissions to send as this sender")
+                .await;
         }
         self.from = Some(from);
         self.say("250 2.1.0 Sender OK").await
@@ -403,7 +422,9 @@ impl Session {
         if admitted.logon_fails {
             return self.say("430 4.2.0 STOREDRV; mailbox logon failure; STOREDRV.Submission.Exception:StoragePermanentException.MapiExceptionLogonFailed; Failed to process message due to a permanent exception").await;
         }
-        let denied = message::addresses(&message, "From").into_iter().find(|sender| !self.may_send_as(&admitted, sender));
+        let denied = message::addresses(&message, "From")
+            .into_iter()
+            .find(|sender| !self.may_send_as(&admitted, sender));
         if let Some(sender) = denied {
             return self.say(&format!(
                 "554 5.2.252 SendAsDenied; {} not allowed to send as {sender}; STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process message due to a permanent exception with message Cannot submit message.",
@@ -412,7 +433,10 @@ impl Session {
         }
         self.office.submit(SERVICE, &admitted.mailbox, &from, &to, &message, true);
         let id = random::guid();
-        self.say(&format!("250 2.0.0 OK <{id}@{HOST}> [Hostname=AM0PR01MB0042.eurprd01.prod.exchangelabs.com]")).await
+        self.say(&format!(
+            "250 2.0.0 OK <{id}@{HOST}> [Hostname=AM0PR01MB0042.eurprd01.prod.exchangelabs.com]"
+        ))
+        .await
     }
 }
 

@@ -71,7 +71,10 @@ impl User {
 
 impl fmt::Debug for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("User").field("upn", &self.upn).field("conditions", &self.conditions).finish_non_exhaustive()
+        f.debug_struct("User")
+            .field("upn", &self.upn)
+            .field("conditions", &self.conditions)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,8 +113,14 @@ pub struct Grantable;
 
 impl Grantable {
     /// All delegated mail permissions.
-    pub const ALL_DELEGATED: &[&str] =
-        &["IMAP.AccessAsUser.All", "POP.AccessAsUser.All", "SMTP.Send", "EWS.AccessAsUser.All", "User.Read", "Mail.Read"];
+    pub const ALL_DELEGATED: &[&str] = &[
+        "IMAP.AccessAsUser.All",
+        "POP.AccessAsUser.All",
+        "SMTP.Send",
+        "EWS.AccessAsUser.All",
+        "User.Read",
+        "Mail.Read",
+    ];
     /// All application mail permissions.
     pub const ALL_APPLICATION: &[&str] =
         &["IMAP.AccessAsApp", "POP.AccessAsApp", "SMTP.SendAsApp", "full_access_as_app"];
@@ -361,7 +370,10 @@ impl Tenant {
     }
 
     pub(super) fn has(&self, upn: &str, condition: Condition) -> bool {
-        self.lock().users.get(&upn.to_lowercase()).is_some_and(|account| account.user.conditions.contains(&condition))
+        self.lock()
+            .users
+            .get(&upn.to_lowercase())
+            .is_some_and(|account| account.user.conditions.contains(&condition))
     }
 
     /// Whether mail for the address has a mailbox to go to.
@@ -382,7 +394,9 @@ impl Tenant {
         self.lock()
             .directories
             .iter()
-            .find(|directory| directory.id.eq_ignore_ascii_case(&wanted) || directory.domains.contains(&wanted))
+            .find(|directory| {
+                directory.id.eq_ignore_ascii_case(&wanted) || directory.domains.contains(&wanted)
+            })
             .cloned()
     }
 

@@ -164,7 +164,8 @@ impl Tokens {
     /// Answers for the human: by user code. `false` if there is no such code.
     pub(super) fn answer_device(&self, user_code: &str, answer: &DeviceAnswer) -> bool {
         let mut inner = self.lock();
-        let device = inner.devices.values_mut().find(|device| device.user_code.eq_ignore_ascii_case(user_code));
+        let device =
+            inner.devices.values_mut().find(|device| device.user_code.eq_ignore_ascii_case(user_code));
         device.is_some_and(|device| {
             device.answer = answer.clone();
             true
@@ -218,7 +219,8 @@ fn jwt(bearer: &Bearer, lifetime: Duration, size: Option<usize>) -> String {
                 put("idtyp", "app".into());
             }
         }
-        let wanted = size.unwrap_or_else(|| 1500 + usize::try_from(random::number() % 900).unwrap_or_default());
+        let wanted =
+            size.unwrap_or_else(|| 1500 + usize::try_from(random::number() % 900).unwrap_or_default());
         let header_and_signature = 600;
         let padding = (wanted.saturating_sub(header_and_signature) * 3 / 4).saturating_sub(900);
         put("xms_idrel", random::text(padding * 3 / 4 + 6).into());
