@@ -164,10 +164,8 @@ fn sign_in(office: &Office, headers: &HeaderMap) -> Result<Arc<Bearer>, &'static
     if !scheme.eq_ignore_ascii_case("Bearer") {
         return Err(NONE);
     }
-    let bearer = admission::bearer(office, token.trim()).map_err(|denied| match denied {
-        Denied::WrongAudience => AUDIENCE,
-        _ => UNKNOWN,
-    })?;
+    let bearer = admission::bearer(office, token.trim());
+    let bearer = bearer.map_err(|denied| if denied == Denied::WrongAudience { AUDIENCE } else { UNKNOWN })?;
     let needed = admission::needed(Service::Ews, bearer.user.is_none());
     if bearer.permissions.iter().any(|permission| permission == needed) { Ok(bearer) } else { Err(SCOPE) }
 }

@@ -13,6 +13,8 @@
 //! Never: uses anything else of this crate. It is the oracle, and an oracle that shares code with what it judges
 //! repeats its mistakes.
 
+#![expect(clippy::format_push_string, reason = "an oracle is to be read; it need not be fast")]
+
 mod aadsts;
 mod admission;
 mod assertion;

@@ -48,7 +48,7 @@ pub(super) fn perform(call: &Call<'_>, request: &Element) -> Option<Vec<Stretch>
         "GetFolder" => each(request.child("FolderIds"), |id| call.get_folder(id)),
         "FindFolder" => each(request.child("ParentFolderIds"), |id| call.find_folder(id)),
         "CreateFolder" => each(request.child("Folders"), |folder| call.create_folder(request, folder)),
-        "SyncFolderHierarchy" => vec![call.sync_folder_hierarchy(request)],
+        "SyncFolderHierarchy" => vec![Ok(call.sync_folder_hierarchy(request))],
         "FindItem" => each(request.child("ParentFolderIds"), |id| call.find_item(request, id)),
         "GetItem" => {
             let shape = Shape::read(request, false);
@@ -182,17 +182,15 @@ impl Call<'_> {
         }
     }
 
-    fn sync_folder_hierarchy(&self, request: &Element) -> Result<Vec<Stretch>> {
+    fn sync_folder_hierarchy(&self, request: &Element) -> Vec<Stretch> {
         let first = request.text_at(&["SyncState"]).is_none_or(str::is_empty);
         let folders = if first { self.mailbox.folders() } else { Vec::new() };
-        let changes: String = folders
-            .iter()
-            .filter_map(|folder| show_folder(&self.mailbox, folder.id))
-            .map(|shown| format!("<t:Create>{shown}</t:Create>"))
-            .collect();
-        Ok(text(format!(
-            "<m:SyncState>H4sIAAA=</m:SyncState><m:IncludesLastFolderInRange>true</m:IncludesLastFolderInRange><m:Changes>{changes}</m:Changes>"
-        )))
+        let shown = folders.iter().filter_map(|folder| show_folder(&self.mailbox, folder.id));
+        let changes: Vec<String> = shown.map(|shown| format!("<t:Create>{shown}</t:Create>")).collect();
+        text(format!(
+            "<m:SyncState>H4sIAAA=</m:SyncState><m:IncludesLastFolderInRange>true</m:IncludesLastFolderInRange><m:Changes>{}</m:Changes>",
+            changes.concat()
+        ))
     }
 
     fn find_item(&self, request: &Element, id: &Element) -> Result<Vec<Stretch>> {

@@ -88,7 +88,7 @@ impl Stream {
                 () = out.closed() => return,
                 () = tokio::time::sleep_until(end) => break,
                 () = tokio::time::sleep(HEARTBEAT) => {
-                    text = "<m:ConnectionStatus>OK</m:ConnectionStatus>".to_owned();
+                    "<m:ConnectionStatus>OK</m:ConnectionStatus>".clone_into(&mut text);
                 }
                 changed = news.changed() => {
                     if changed.is_err() {
