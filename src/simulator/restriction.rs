@@ -25,6 +25,12 @@ pub(super) fn holds(condition: &Element, message: &Message) -> bool {
             let (Some(found), Some(wanted)) = (property(condition, message), wanted) else {
                 return false;
             };
+            // xs:boolean has two spellings.
+            let wanted = match (found.as_str(), wanted) {
+                ("true" | "false", "1") => "true",
+                ("true" | "false", "0") => "false",
+                (_, wanted) => wanted,
+            };
             let order = found.as_str().cmp(wanted);
             match name {
                 "IsEqualTo" => order.is_eq() || found.eq_ignore_ascii_case(wanted),

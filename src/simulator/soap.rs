@@ -323,7 +323,7 @@ impl Call<'_> {
         let id = change.child("ItemId");
         let id = id.ok_or(Failure { code: "ErrorInvalidRequest", text: "The request is invalid." })?;
         let (mailbox, folder, message) = self.item(id)?;
-        let Some(read) = change.find("IsRead").map(|read| read.text.trim() == "true") else {
+        let Some(read) = change.find("IsRead").map(|read| matches!(read.text.trim(), "true" | "1")) else {
             return failure("ErrorInvalidPropertySet", "Set action is invalid for property.");
         };
         mailbox.change(folder, |folder| {
