@@ -43,6 +43,8 @@ mod smtp;
 mod soap;
 mod streaming;
 mod tenant;
+#[cfg(test)]
+mod tests;
 mod time;
 mod tokens;
 mod wire;
