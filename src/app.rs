@@ -113,11 +113,11 @@ pub struct App {
 }
 
 impl App {
-    /// Binds every listener, then serves. Either all of it runs, or none.
+    /// Binds every listener, then serves. Either all of it runs, or none. To be called inside a runtime.
     ///
     /// # Errors
     /// An address, certificate or store that cannot be had.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub fn start(config: Config) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let outbound_tls = back_tls::outbound_config(&config.tls)?;

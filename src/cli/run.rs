@@ -45,7 +45,7 @@ pub fn environment(name: &str) -> Option<String> {
 }
 
 async fn serve(config: Config) -> ExitCode {
-    let app = match App::start(config).await {
+    let app = match App::start(config) {
         Ok(app) => app,
         Err(error) => {
             let story = error.explain();

@@ -64,13 +64,16 @@ fn from_file(reader: &Reader<'_>, node: &Node) -> Option<OutboundProxy> {
     {
         reader.problem(at, "this `auth` needs a user name", "add `username` and `password-file`");
     }
+    // Everything is read before a bad URL ends it.
+    let use_for = section.get("use-for").map_or(DEFAULT_USE, |node| use_for(reader, node));
+    let no_proxy = section.get("no-proxy").map(|node| no_proxy(reader, node)).unwrap_or_default();
     Some(OutboundProxy {
         url: url?.value,
         username: username.map(|name| name.value.as_str().to_owned()),
         password: password.map(|password| password.value),
         auth: auth.map_or(ProxyAuth::Auto, |auth| auth.value),
-        use_for: section.get("use-for").map_or(DEFAULT_USE, |node| use_for(reader, node)),
-        no_proxy: section.get("no-proxy").map(|node| no_proxy(reader, node)).unwrap_or_default(),
+        use_for,
+        no_proxy,
     })
 }
 

@@ -38,9 +38,9 @@ const STALE_PATIENCE: Duration = Duration::from_secs(3);
 /// least: a changed password must not live on.
 const PROOF_LIFE: Duration = Duration::from_hours(8);
 
-/// A token that upstream refused is dropped only if it is this old: a new one would be refused as well, and
-/// Entra takes many identical requests for a loop.
-const SHORTEST_USE: Duration = Duration::from_mins(1);
+/// A token that upstream refused is dropped, but no second one within this time: it is not the token's age that
+/// upstream dislikes then, and Entra takes many identical requests for a loop (AADSTS50196).
+const DROP_PAUSE: Duration = Duration::from_mins(1);
 
 /// What no client has used for this long is not renewed any more.
 const RECENT_USE: Duration = Duration::from_hours(1);
@@ -185,11 +185,11 @@ impl Broker {
     }
 
     /// Upstream refused this token. It is dropped, so that asking once more gives another one; `false` if that
-    /// would not help: it is quite new, or no longer there.
+    /// would not help: another was dropped just before, or it is no longer there.
     pub fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken) -> bool {
         let names = self.inner.names(request);
         let Some(slot) = self.inner.cache.find(&names.slot) else { return false };
-        let dropped = slot.drop_token(token, SHORTEST_USE, clock::now());
+        let dropped = slot.drop_token(token, DROP_PAUSE, clock::now());
         if dropped {
             let inner = Arc::clone(&self.inner);
             let shared = inner.shared_key(&names, request.account, request.protocol, request.credentials);

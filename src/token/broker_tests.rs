@@ -176,7 +176,7 @@ async fn where_the_provider_checks_no_password_we_do() {
     assert_eq!(scene.told("anything").await, "PASSWORD-WRONG");
     let asked = &scene.provider.requests()[0];
     assert_eq!(asked.field("grant_type"), Some("client_credentials"));
-    assert_eq!(asked.field("scope"), Some("https://outlook.office365.com/.default"));
+    assert_eq!(asked.field("scope"), Some("https://mail.example/.default"));
 }
 
 #[tokio::test(start_paused = true)]
