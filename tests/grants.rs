@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use mailkey::config::model::{ClientAuth, Upstream};
 use mailkey::secret::Secret;
 use mailkey::simulator::{
     ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, DIRECTORY_ID, Event, IdentityFault,
@@ -758,4 +759,107 @@ async fn oauthbearer_upstream() -> (SocketAddr, String, tokio::sync::mpsc::Unbou
         }
     });
     (address, made.cert.pem(), heard)
+}
+
+// ── what is written about it ───────────────────────────────────────────────────────────────────────────
+
+#[test]
+fn every_example_of_the_page_is_a_whole_configuration_and_no_grant_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "secret\n").unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let page = include_str!("../docs/grants.md");
+    let mut grants = std::collections::BTreeSet::new();
+    for block in page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+        let text: String = block
+            .lines()
+            .map(|line| match line.split_once("-file:") {
+                Some((key, _)) => format!("{key}-file: {}\n", secret.display()),
+                None => format!("{line}\n"),
+            })
+            .collect();
+        let loaded = mailkey::config::parse(&text, "docs/grants.md", folder.path(), &|_| None)
+            .unwrap_or_else(|problems| panic!("{problems}\nin\n{text}"));
+        assert!(loaded.remarks.is_empty(), "{:?} in\n{text}", loaded.remarks);
+        for account in loaded.config.listeners.iter().flat_map(|listener| &listener.accounts) {
+            grants.extend(account.application.grants.iter().map(|grant| grant.as_str()));
+            grants.insert(match account.application.client_auth {
+                ClientAuth::Secret(_) => "a secret",
+                ClientAuth::Certificate { .. } => "a certificate",
+                ClientAuth::FederatedTokenFile(_) => "a federated token",
+                ClientAuth::Public => "no proof",
+            });
+        }
+    }
+    let all = [
+        "a certificate",
+        "a federated token",
+        "a secret",
+        "authorization-code",
+        "client-credentials",
+        "device-code",
+        "managed-identity",
+        "no proof",
+        "password",
+    ];
+    assert_eq!(grants.into_iter().collect::<Vec<_>>(), all);
+}
+
+#[test]
+fn each_cloud_leads_every_protocol_to_its_own_hosts() {
+    for (cloud, login, hosts) in [
+        (
+            "us-gov-gcc-high",
+            "https://login.microsoftonline.us/contoso.com",
+            [
+                "outlook.office365.us:993",
+                "outlook.office365.us:995",
+                "outlook.office365.us:587",
+                "outlook.office365.us",
+            ],
+        ),
+        (
+            "us-gov-dod",
+            "https://login.microsoftonline.us/contoso.com",
+            [
+                "outlook-dod.office365.us:993",
+                "outlook-dod.office365.us:995",
+                "outlook-dod.office365.us:587",
+                "outlook-dod.office365.us",
+            ],
+        ),
+        (
+            "china",
+            "https://login.partner.microsoftonline.cn/contoso.com",
+            [
+                "partner.outlook.cn:993",
+                "partner.outlook.cn:995",
+                "smtp.partner.outlook.cn:587",
+                "partner.outlook.cn",
+            ],
+        ),
+    ] {
+        let text = format!(
+            "oauth: {{cloud: {cloud}, client-id: {PUBLIC_CLIENT_ID}, directory-id: contoso.com}}\n\
+             listeners:\n\
+             - {{name: a, protocol: imap, listen: '127.0.0.1:1143'}}\n\
+             - {{name: b, protocol: pop3, listen: '127.0.0.1:1110'}}\n\
+             - {{name: c, protocol: smtp, listen: '127.0.0.1:1587'}}\n\
+             - {{name: d, protocol: ews, listen: '127.0.0.1:1080'}}\n"
+        );
+        let config = mailkey::config::parse(&text, "x", Path::new(""), &|_| None).unwrap().config;
+        for (listener, host) in config.listeners.iter().zip(hosts) {
+            let upstream = match &listener.upstream {
+                Upstream::Mail(server) => format!("{}:{}", server.host, server.port),
+                Upstream::Http(url) => url.host_str().unwrap().to_owned(),
+            };
+            assert_eq!(upstream, host, "{cloud}");
+            assert_eq!(listener.accounts[0].application.endpoints.authority, login, "{cloud}");
+        }
+    }
 }

@@ -5,7 +5,6 @@ use std::io::{BufRead as _, IsTerminal as _, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use qrcode::render::unicode::Dense1x2;
@@ -14,6 +13,7 @@ use tokio::time::timeout;
 
 use super::loopback::{Loopback, PATIENCE};
 use super::out::Out;
+use super::tokens::limited;
 use super::{FAILED, MISUSED, load};
 use crate::clock;
 use crate::config::model::{Account, Application, Config, Grant, Listener, Protocol, Store as Place};
@@ -37,10 +37,8 @@ const LONGEST_PASTE: u64 = 32 * 1024;
 /// How often somebody may paste something that is no such address.
 const PASTE_TRIES: u32 = 3;
 
-/// For the token store.
-const STORE_LIMIT: Duration = Duration::from_secs(10);
-
 /// Options of `mailkey login`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 #[derive(Args, Debug)]
 pub struct LoginArguments {
     /// The user name, as the mail client signs in with it
@@ -76,6 +74,17 @@ struct Errand {
     listeners: Vec<Arc<Listener>>,
     /// The first listener's application, with the scope of all.
     application: Application,
+}
+
+impl Errand {
+    /// The scope of all listeners that it serves.
+    fn widen(&mut self) {
+        let accounts = self.listeners.iter().filter_map(|listener| {
+            let account = listener.account(&self.user)?;
+            Some((&*account.application, listener.protocol))
+        });
+        self.application.scope = Some(sign_in::scope_of_all(accounts, self.grant));
+    }
 }
 
 /// How the person and the identity provider come together.
@@ -204,15 +213,7 @@ fn errands(config: &Config, wishes: &LoginArguments) -> Result<Vec<Errand>, Stri
             }
         }
     }
-    for errand in &mut errands {
-        let uses: Vec<(Arc<Account>, Protocol)> = errand
-            .listeners
-            .iter()
-            .filter_map(|listener| Some((Arc::clone(listener.account(&errand.user)?), listener.protocol)))
-            .collect();
-        let uses = uses.iter().map(|(account, protocol)| (&*account.application, *protocol));
-        errand.application.scope = Some(sign_in::scope_of_all(uses, errand.grant));
-    }
+    errands.iter_mut().for_each(Errand::widen);
     if errands.is_empty() {
         return Err(match &wishes.user {
             Some(user) => nobody_signs_in(user, &listeners),
@@ -275,13 +276,8 @@ impl Desk<'_> {
         let signed_in = signed_in.map_err(|why| explain(&why, &errand.user))?;
         let stored = sign_in::to_store(&signed_in.token, grant, clock::wall())
             .map_err(|why| explain(&why, &errand.user))?;
-        match timeout(STORE_LIMIT, self.store.save_sign_in(&errand.key, &stored)).await {
-            Ok(saved) => saved.map_err(|why| why.explain())?,
-            Err(_) => {
-                let why = store::StoreError::Away(format!("no answer within {} s", STORE_LIMIT.as_secs()));
-                return Err(why.explain());
-            }
-        }
+        let saved = limited(self.store.save_sign_in(&errand.key, &stored)).await;
+        saved.map_err(|why| why.explain())?;
         out.line(format_args!("{} is signed in; the sign-in is kept in {}", errand.user, self.kept_in));
         if let Some(warning) = another_person(&errand.account, &errand.user, signed_in.name.as_deref()) {
             out.error(warning);

@@ -52,7 +52,9 @@ pub fn tokens(wishes: &TokensArguments, path: &Path, out: &mut Out) -> ExitCode 
             out.line(format_args!("nobody has signed in: {} is empty", config.tokens.store));
         }
         let now = clock::wall();
-        lines.iter().for_each(|line| out.line(line.text(now)));
+        for line in &lines {
+            out.line(line.text(now));
+        }
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -116,7 +118,8 @@ fn at_the_store(
     })
 }
 
-async fn limited<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+/// The store's answer, if it comes in time.
+pub(super) async fn limited<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     let late = || StoreError::Away(format!("no answer within {} s", STORE_LIMIT.as_secs()));
     timeout(STORE_LIMIT, work).await.map_err(|_| late())?
 }
