@@ -374,7 +374,9 @@ async fn a_federated_token_is_read_anew_for_each_request() {
         )
     };
     scene.file("federated", &assertion("system:stranger"));
-    let path = scene.configuration("proxy.yaml", &[&account("one"), &account("two")], "");
+    // with a scope of its own, the second does not share the first one's token or refusal
+    let two = account("two") + ", scope: 'https://outlook.office.com/.default'";
+    let path = scene.configuration("proxy.yaml", &[&account("one"), &two], "");
     let mut proxy = Proxy::start(&path).await;
     let told = proxy.imap("one", LOCAL).await;
     assert!(told.starts_with("a NO [CONTACTADMIN]"), "{told}");
