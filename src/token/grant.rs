@@ -240,25 +240,30 @@ impl Asker {
     ) -> Result<TokenAnswer, TokenError> {
         let user = || question.user.clone();
         let unsaved = self.unsaved.get(key).map(|sign_in| sign_in.clone());
-        let saved = self.stored(self.store.sign_in(key)).await;
-        let sign_in = match (saved, unsaved) {
-            (Ok(Some(saved)), Some(unsaved)) => {
-                if saved.renewed_at > unsaved.renewed_at {
-                    saved
-                } else {
-                    unsaved
-                }
+        let (sign_in, stored) = match (self.stored(self.store.sign_in(key)).await, unsaved) {
+            (Ok(Some(stored)), Some(unsaved)) if unsaved.renewed_at >= stored.renewed_at => {
+                (unsaved, Some(stored))
             }
-            (Ok(Some(sign_in)), None) | (_, Some(sign_in)) => sign_in,
-            (Ok(None), None) => return Err(TokenError::SignInMissing { user: user(), grant }),
+            (Ok(Some(stored)), _) => (stored.clone(), Some(stored)),
+            (Ok(None), _) => {
+                // Signed out, if there ever was a sign-in: what we could not save goes as well.
+                self.unsaved.remove(key);
+                return Err(TokenError::SignInMissing { user: user(), grant });
+            }
+            (Err(_), Some(unsaved)) => (unsaved, None),
             (Err(why), None) => return Err(TokenError::StoreAway { user: user(), why }),
         };
         let answer = self.request(question, How::Refresh(&sign_in.refresh_token), grant).await?;
         if let Some(rotated) = answer.refresh_token.as_ref().filter(|new| **new != sign_in.refresh_token) {
             let renewed =
                 StoredSignIn { refresh_token: rotated.clone(), renewed_at: clock::wall(), ..sign_in };
-            match self.stored(self.store.save_sign_in(key, &renewed)).await {
-                Ok(()) => drop(self.unsaved.remove(key)),
+            let saved = match &stored {
+                Some(stored) => self.stored(self.store.renew_sign_in(key, stored, &renewed)).await,
+                None => Err("it could not be read either".to_owned()),
+            };
+            match saved {
+                // Where it was not taken, somebody signed in anew or out meanwhile, and that stands.
+                Ok(_) => drop(self.unsaved.remove(key)),
                 Err(why) => {
                     tracing::error!(user = %question.user, "the renewed sign-in is in memory only until the store takes it: {why}");
                     self.unsaved.insert(key.clone(), renewed);

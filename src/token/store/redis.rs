@@ -41,6 +41,11 @@ const REST: Duration = Duration::from_secs(2);
 /// The hash of sign-ins.
 const SIGN_INS: &str = "mailkey:1:sign-ins";
 
+/// Replaces a value only if it is still the one that was read.
+const EXCHANGE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end \
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) \
+    return 1";
+
 /// Gives a lease back only if it is still ours.
 const GIVE_BACK: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -186,6 +191,27 @@ impl Store for RedisStore {
             let field = self.field(key);
             let sealed = self.sealer.seal(&bound(SIGN_INS, &field), &record::sign_in(key, sign_in))?;
             self.ask(cmd("HSET").arg(SIGN_INS).arg(field).arg(sealed)).await
+        })
+    }
+
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let field = self.field(key);
+            let sealed: Option<Vec<u8>> = self.ask(cmd("HGET").arg(SIGN_INS).arg(&field)).await?;
+            let Some(sealed) = sealed else { return Ok(false) };
+            let stored = self.unseal_sign_in(&field, &sealed);
+            if stored.is_none_or(|(_, stored)| stored.refresh_token != before.refresh_token) {
+                return Ok(false);
+            }
+            let renewed = self.sealer.seal(&bound(SIGN_INS, &field), &record::sign_in(key, renewed))?;
+            let mut command = cmd("EVAL");
+            command.arg(EXCHANGE).arg(1).arg(SIGN_INS).arg(field).arg(sealed).arg(renewed);
+            self.ask(&command).await
         })
     }
 
