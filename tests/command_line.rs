@@ -178,6 +178,68 @@ async fn a_stop_waits_for_the_message_under_way() {
     assert_eq!(stage.office.messages(ALICE.0, "INBOX").len(), 1);
 }
 
+/// Peak memory of the proxy since `forget_peak`, in KiB (Linux).
+#[cfg(target_os = "linux")]
+fn peak(proxy: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.child.id().unwrap())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+fn forget_peak(proxy: &Running) {
+    std::fs::write(format!("/proc/{}/clear_refs", proxy.child.id().unwrap()), "5").unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_megabytes_over_ews_do_not_raise_memory() {
+    let stage = Stage::usual().await;
+    let mut proxy = Running::start(&stage, "");
+    let address = proxy.address("ews").await;
+    let url = format!("http://{address}/EWS/Exchange.asmx");
+    let user = format!("{}:{}", ALICE.0, ALICE.1);
+    let body = stage.file("body.xml");
+    let post = async |size: usize| {
+        std::fs::write(&body, format!("<!--{}-->", "x".repeat(size))).unwrap();
+        let data = format!("@{}", body.display());
+        let told = run(
+            "curl",
+            [
+                "-sS",
+                "-u",
+                &user,
+                "-H",
+                "Content-Type: text/xml",
+                "-H",
+                "Expect:",
+                "--data-binary",
+                &data,
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code} %{size_upload}",
+                &url,
+            ],
+            b"",
+        )
+        .await;
+        // no SOAP, so Exchange says no; but it has read all of it
+        assert!(
+            told.text().ends_with(&format!(" {}", size + 7)) && !told.text().starts_with("000"),
+            "{told:?}"
+        );
+    };
+    post(100_000).await;
+    forget_peak(&proxy);
+    let before = peak(&proxy);
+    post(100_000_000).await;
+    let grown = peak(&proxy) - before;
+    assert!(grown <= 1024, "memory grew by {grown} KiB");
+    proxy.signal("-TERM");
+    assert_eq!(proxy.end().await.0, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_taken_is_said_so() {
     let stage = Stage::usual().await;
