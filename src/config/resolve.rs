@@ -157,7 +157,8 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             accounts,
         }));
     }
-    let tokens = tokens(reader, top.get("tokens"));
+    let mut tokens = tokens(reader, top.get("tokens"));
+    tokens.extra_roots_file.clone_from(&tls.extra_roots_file);
     remark_on_sign_ins(reader, &top, &tokens, &applications);
     let early = [&oauth].into_iter().chain(entries.iter().map(|entry| &entry.oauth));
     let early = early.map(OAuth::cloud).any(Cloud::locks_out_early);
@@ -759,7 +760,8 @@ impl Dealing<'_> {
 }
 
 fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
-    let mut tokens = Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE };
+    let mut tokens =
+        Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE, extra_roots_file: None };
     let Some(section) = node.and_then(|node| reader.section(node, "tokens", &TOKEN_KEYS)) else {
         return tokens;
     };
