@@ -168,12 +168,13 @@ impl App {
         self.sessions.close();
         let limit = self.config.limits.drain_timeout;
         let drained = tokio::select! {
+            biased;
             drained = timeout(limit, self.sessions.wait()) => drained.is_ok(),
             () = hurry => false,
         };
         self.stopping.cancel();
-        if !drained {
-            let left = self.sessions.len();
+        let left = self.sessions.len();
+        if !drained && left > 0 {
             tracing::warn!(left, "sessions are ended before they came to their end");
             drop(timeout(HARD_STOP_LIMIT, self.sessions.wait()).await);
         }

@@ -18,7 +18,7 @@ use super::{FAILED, run};
 use crate::app::App;
 use crate::config;
 use crate::explain::Explain as _;
-use crate::simulator::{ALICE, Event, PUBLIC_CLIENT_ID, Settings, Simulator};
+use crate::simulator::{ALICE, Event, PUBLIC_CLIENT_ID, Service, Settings, Simulator};
 use crate::telemetry::log;
 
 /// How long one step may take.
@@ -34,7 +34,7 @@ pub struct DemoArguments {
     #[arg(long)]
     once: bool,
     /// Write the proxy's log to standard error at this level (`info` shows a line per session)
-    #[arg(long, default_value = "error", value_name = "LEVEL")]
+    #[arg(long, default_value = "warn", value_name = "LEVEL")]
     log: String,
 }
 
@@ -224,8 +224,11 @@ impl Out {
     fn narrate(&mut self, event: &Event) {
         match event {
             Event::SignIn(sign_in) => self.line(format!(
-                "    signed in upstream: {:?} {} user={}, over TLS: {}",
-                sign_in.service, sign_in.mechanism, sign_in.user, sign_in.tls
+                "    signed in upstream: {} {} user={}, over TLS: {}",
+                spoken(sign_in.service),
+                sign_in.mechanism,
+                sign_in.user,
+                if sign_in.tls { "yes" } else { "no" }
             )),
             Event::Submitted(message) => {
                 self.line(format!(
@@ -236,10 +239,22 @@ impl Out {
             }
             Event::Ews(request) => self.line(format!(
                 "    EWS upstream: {} {} with Authorization: Bearer, Basic passed on: {}",
-                request.method, request.path, request.had_basic
+                request.method,
+                request.path,
+                if request.had_basic { "yes" } else { "no" }
             )),
             Event::Token(_) | Event::Connected(_) => {}
         }
+    }
+}
+
+fn spoken(service: Service) -> &'static str {
+    match service {
+        Service::Authority => "OAuth 2.0",
+        Service::Imap => "IMAP",
+        Service::Pop3 => "POP3",
+        Service::Smtp => "SMTP",
+        Service::Ews => "EWS",
     }
 }
 

@@ -242,7 +242,8 @@ impl Session {
         let account = station.listener.account(user).ok_or_else(|| not_served(user))?;
         let server = station.server().ok_or_else(|| not_served(user))?;
         let mailbox = account.mailbox_for(user, protocol);
-        let request = TokenRequest { account, protocol, credentials: &login.credentials, deadline };
+        let credentials = &login.credentials;
+        let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
         // the password is proven first: a stranger takes nobody's place
         let mut granted = station.tokens.token(&request).await?;
         let pass = self.turn(&mailbox, client).await?;
@@ -286,7 +287,7 @@ impl Session {
                             session = self.id,
                             mailbox,
                             code = %story.code,
-                            seconds = wait.as_secs_f32(),
+                            ms = milliseconds(wait),
                             "upstream asks for patience with this mailbox: its next logins are held back"
                         );
                     }
@@ -302,8 +303,8 @@ impl Session {
         let (protocol, patience) = (station.listener.protocol, station.limits.wait_for_session);
         let since = clock::now();
         let pass = async {
-            if let Some(held) = station.holds.on(protocol, mailbox) {
-                if held.left() > patience {
+            while let Some(held) = station.holds.on(protocol, mailbox) {
+                if held.left() > patience.saturating_sub(clock::now() - since) {
                     return Err(Setback::from(held.explain(mailbox)));
                 }
                 sleep(held.left()).await;
@@ -329,7 +330,7 @@ impl Session {
         tracing::info!(
             session = self.id,
             mailbox,
-            seconds = (clock::now() - since).as_secs_f32(),
+            ms = milliseconds(clock::now() - since),
             let_in = pass.is_ok(),
             "the login waited for another session of this mailbox to end"
         );
@@ -468,7 +469,7 @@ impl Session {
             connection = opened.connection,
             up,
             down,
-            seconds = (clock::now() - self.started).as_secs_f32(),
+            ms = self.lasted(),
             ended = ended.how.words(),
             "session ended"
         );
@@ -481,6 +482,11 @@ impl Session {
         }
     }
 
+    /// How long it has lasted, in milliseconds.
+    fn lasted(&self) -> u64 {
+        milliseconds(clock::now() - self.started)
+    }
+
     /// A session without a login.
     fn over(&self, why: &str) {
         let listener = &self.station.listener;
@@ -489,7 +495,7 @@ impl Session {
             listener = listener.name,
             protocol = %listener.protocol,
             peer = %self.peer,
-            seconds = (clock::now() - self.started).as_secs_f32(),
+            ms = self.lasted(),
             ended = why,
             "session ended without a login"
         );
@@ -533,6 +539,10 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn context<'a>(account: &'a Account, user: &'a str) -> Context<'a> {
