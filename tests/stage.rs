@@ -87,7 +87,7 @@ impl Stage {
     }
 
     /// The value of a metric's line that begins so; 0 where there is none.
-    pub async fn metric(&self, start: &str) -> f64 {
+    pub async fn metric(&self, start: &str) -> u64 {
         let mut page = TcpStream::connect(self.app.admin_addresses()[0]).await.unwrap();
         page.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             .await
@@ -95,11 +95,11 @@ impl Stage {
         let mut text = String::new();
         BufReader::new(page).read_to_string(&mut text).await.unwrap();
         let line = text.lines().find(|line| line.starts_with(start));
-        line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |value| value.parse().unwrap())
     }
 
     /// Waits until a metric is at least that.
-    pub async fn until_metric(&self, start: &str, least: f64) {
+    pub async fn until_metric(&self, start: &str, least: u64) {
         let reached = async {
             while self.metric(start).await < least {
                 tokio::time::sleep(Duration::from_millis(20)).await;

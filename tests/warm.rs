@@ -47,7 +47,7 @@ async fn warmed_up(stage: &Stage) {
         let (mut wire, _) = imap(stage).await;
         wire.ask("z LOGOUT", "z OK").await;
     }
-    stage.until_metric(PARKED, 1.0).await;
+    stage.until_metric(PARKED, 1).await;
 }
 
 fn connections(stage: &Stage, service: Service) -> usize {
@@ -78,7 +78,7 @@ async fn an_imap_login_on_a_warm_connection_costs_one_round_trip() {
     let spent: usize = after.iter().zip(&before).map(|(after, before)| after - before).sum();
     assert_eq!(spent, 1, "before {before:?}, after {after:?}");
     assert!(took >= one_way * 2 && took < one_way * 4, "{took:?}");
-    assert!(stage.metric("mailkey_warm_connections_total{").await >= 1.0);
+    assert!(stage.metric("mailkey_warm_connections_total{").await >= 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,10 +133,10 @@ async fn what_upstream_closed_is_given_to_nobody() {
             stage.office.imap().port()
         )
     };
-    stage.until_metric(&lost("lost"), 1.0).await;
-    assert_eq!(stage.metric(PARKED).await, 0.0);
+    stage.until_metric(&lost("lost"), 1).await;
+    assert_eq!(stage.metric(PARKED).await, 0);
     imap(&stage).await;
-    assert_eq!(stage.metric(&lost("taken")).await, 0.0);
+    assert_eq!(stage.metric(&lost("taken")).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,8 +147,8 @@ async fn old_connections_are_replaced_and_said_goodbye_to() {
         "mailkey_warm_connections_total{{upstream=\"localhost:{}\",outcome=\"aged\"}}",
         stage.office.imap().port()
     );
-    stage.until_metric(&aged, 2.0).await;
-    stage.until_metric(PARKED, 1.0).await;
+    stage.until_metric(&aged, 2).await;
+    stage.until_metric(PARKED, 1).await;
     let (_wire, _) = imap(&stage).await;
 }
 
@@ -167,15 +167,15 @@ async fn smtp_is_warm_too_whatever_the_mail_client_is_called() {
     for name in ["one.example", "one.example"] {
         smtp(&stage, name).await.ask("QUIT", "221 ").await;
     }
-    stage.until_metric(PARKED, 1.0).await;
+    stage.until_metric(PARKED, 1).await;
     smtp(&stage, "one.example").await.ask("QUIT", "221 ").await;
-    stage.until_metric(PARKED, 1.0).await;
+    stage.until_metric(PARKED, 1).await;
     smtp(&stage, "another.example").await.ask("QUIT", "221 ").await;
     let taken = format!(
         "mailkey_warm_connections_total{{upstream=\"localhost:{}\",outcome=\"taken\"}}",
         stage.office.smtp().port()
     );
-    assert_eq!(stage.metric(&taken).await, 2.0);
+    assert_eq!(stage.metric(&taken).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,12 +186,12 @@ async fn a_fourth_smtp_session_waits_for_one_of_three_to_end() {
         sessions.push(smtp(&stage, "a.example").await);
     }
     let mut fourth = smtp_asks(&stage, "a.example").await;
-    stage.until_metric("mailkey_logins_waiting{", 1.0).await;
+    stage.until_metric("mailkey_logins_waiting{", 1).await;
     assert!(timeout(Duration::from_millis(300), fourth.line()).await.is_err(), "answered too early");
     sessions.remove(0).ask("QUIT", "221 ").await;
     fourth.until("235 ").await;
     fourth.ask("NOOP", "250 ").await;
-    assert_eq!(stage.metric("mailkey_logins_waiting{").await, 0.0);
+    assert_eq!(stage.metric("mailkey_logins_waiting{").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +202,7 @@ async fn a_login_whose_turn_does_not_come_is_told_so() {
     let told = second.line().await.unwrap();
     assert!(told.starts_with('4') && told.contains("too many sessions"), "{told}");
     let refused = "mailkey_refusals_total{listener=\"smtp\",code=\"SESSIONS-PER-MAILBOX\"}";
-    assert_eq!(stage.metric(refused).await, 1.0);
+    assert_eq!(stage.metric(refused).await, 1);
     // another mailbox, or protocol, is no concern of this one
     imap(&stage).await;
 }
@@ -214,10 +214,10 @@ async fn a_mail_client_that_leaves_while_it_waits_takes_no_turn() {
     let mut gone = stage.wire("imap").await;
     gone.until("* OK").await;
     gone.say(format!("a LOGIN {} \"{}\"\r\nb SELECT INBOX\r\n", ALICE.0, ALICE.1)).await;
-    stage.until_metric("mailkey_logins_waiting{", 1.0).await;
+    stage.until_metric("mailkey_logins_waiting{", 1).await;
     drop(gone);
     timeout(PATIENCE, async {
-        while stage.metric("mailkey_logins_waiting{").await > 0.0 {
+        while stage.metric("mailkey_logins_waiting{").await > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     })
@@ -234,7 +234,7 @@ async fn what_was_pipelined_behind_a_login_that_waits_is_not_lost() {
     let mut second = stage.wire("imap").await;
     second.until("* OK").await;
     second.say(format!("a LOGIN {} \"{}\"\r\n", ALICE.0, ALICE.1)).await;
-    stage.until_metric("mailkey_logins_waiting{", 1.0).await;
+    stage.until_metric("mailkey_logins_waiting{", 1).await;
     second.say("b SELECT INBOX\r\n").await;
     sleep(Duration::from_millis(100)).await;
     first.ask("z LOGOUT", "z OK").await;
@@ -256,6 +256,6 @@ async fn a_mailbox_that_upstream_throttles_is_held_back_here() {
     assert!(told.contains("[UNAVAILABLE]") && told.contains("try again in"), "{told}");
     assert_eq!(connections(&stage, Service::Imap), before);
     let held = "mailkey_refusals_total{listener=\"imap\",code=\"MAILBOX-HELD\"}";
-    assert_eq!(stage.metric(held).await, 1.0);
+    assert_eq!(stage.metric(held).await, 1);
     smtp(&stage, "a.example").await;
 }

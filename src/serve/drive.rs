@@ -119,7 +119,7 @@ pub async fn until_gone(dialogue: &mut dyn Front, io: &mut BoxIo) {
         }
         dialogue.feed(&chunk);
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Runs the dialogue with upstream to its end.

@@ -269,7 +269,7 @@ impl WarmConnections {
                 }
                 Err(error) => error.to_string(),
             }),
-            asker = asked => asker.map_or(End::Unwanted, End::Taken),
+            wish = asked => wish.map_or(End::Unwanted, End::Taken),
             () = self.settings.draining.cancelled() => End::Unwanted,
             () = sleep_until(born + self.settings.max_age) => End::Aged,
         }

@@ -159,12 +159,14 @@ impl Back for ImapBack {
 
     fn sign_in(&mut self, sign_in: SignIn) {
         self.errand = Errand::SignIn(sign_in);
-        self.state = match mem::take(&mut self.state) {
-            State::Waiting(proof, offered) if self.inbox.is_empty() => {
-                self.set_out(proof, offered.as_deref())
-            }
-            State::Waiting(..) => self.unexpected(UNASKED, b"part of a line"),
-            other => other,
+        if !self.waits() {
+            return;
+        }
+        let State::Waiting(proof, offered) = mem::take(&mut self.state) else { return };
+        self.state = if self.inbox.is_empty() {
+            self.set_out(proof, offered.as_deref())
+        } else {
+            self.unexpected(UNASKED, b"part of a line")
         };
     }
 

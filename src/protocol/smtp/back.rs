@@ -160,17 +160,18 @@ impl Back for SmtpBack {
 
     fn sign_in(&mut self, sign_in: SignIn) {
         self.errand = Errand::SignIn(sign_in);
-        self.state = match mem::take(&mut self.state) {
-            State::Waiting(_) if !self.inbox.is_empty() || self.partial.is_some() => {
-                self.unexpected("part of a reply".to_owned())
-            }
+        if !self.waits() {
+            return;
+        }
+        let State::Waiting(reply) = mem::take(&mut self.state) else { return };
+        self.state = if !self.inbox.is_empty() || self.partial.is_some() {
+            self.unexpected("part of a reply".to_owned())
+        } else if self.introduced_as == self.name() {
+            self.proceed(&reply)
+        } else {
             // the name stands in the messages' Received header: it is the mail client's
-            State::Waiting(_) if self.introduced_as != self.name() => {
-                self.introduce();
-                State::Hello
-            }
-            State::Waiting(reply) => self.proceed(&reply),
-            other => other,
+            self.introduce();
+            State::Hello
         };
     }
 
