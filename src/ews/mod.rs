@@ -20,6 +20,7 @@ pub mod desk;
 mod error;
 mod forward;
 mod headers;
+mod impersonation;
 mod record;
 mod target;
 mod wire;
