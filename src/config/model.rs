@@ -187,9 +187,7 @@ impl Account {
     pub fn mailbox_for(&self, user: &str, protocol: Protocol) -> String {
         let mapped = match protocol {
             Protocol::Smtp => self.mailbox_smtp.as_deref().or(self.mailbox.as_deref()),
-            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => {
-                self.mailbox.as_deref()
-            }
+            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => self.mailbox.as_deref(),
         };
         mapped.unwrap_or(user).to_owned()
     }

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::model::{
-    Account, Admin, Application, BackTls, Config, EwsSettings, FrontTls, Grant, Guard, KeySource, Limits, Listener, Log,
-    LogFormat, MailServer, Protocol, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
+    Account, Admin, Application, BackTls, Config, EwsSettings, FrontTls, Grant, Guard, KeySource, Limits,
+    Listener, Log, LogFormat, MailServer, Protocol, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
@@ -659,7 +659,8 @@ fn mailboxes(reader: &Reader<'_>, node: &Node) -> Vec<UserPattern> {
     for item in items {
         let pattern = reader.parse(item, "the address of a mailbox, `*` for any characters", |text| {
             let (local, domain) = text.rsplit_once('@').ok_or("write it with its domain: `*@contoso.com`")?;
-            if !text.is_ascii() || local.is_empty() || domain.is_empty() || text.contains(char::is_whitespace) {
+            if !text.is_ascii() || local.is_empty() || domain.is_empty() || text.contains(char::is_whitespace)
+            {
                 return Err("write it like `support@contoso.com` or `*@contoso.com`".to_owned());
             }
             Ok(UserPattern::new(text))

@@ -138,12 +138,7 @@ impl Prologue {
     ///
     /// # Errors
     /// The request is not to be sent.
-    pub(super) fn feed(
-        &mut self,
-        piece: &[u8],
-        ended: bool,
-        may: &May<'_>,
-    ) -> Result<Option<Edit>, Denied> {
+    pub(super) fn feed(&mut self, piece: &[u8], ended: bool, may: &May<'_>) -> Result<Option<Edit>, Denied> {
         let from = self.bytes.len().saturating_sub(b"Body".len());
         self.bytes.extend_from_slice(piece);
         let fresh = self.bytes.get(from..).unwrap_or_default();
@@ -282,7 +277,13 @@ impl Kind {
 
 /// What stands next: an element with its local name, or what else counts.
 enum Next {
-    Open { local: String, space: Space, empty: bool, at: usize, name: String },
+    Open {
+        local: String,
+        space: Space,
+        empty: bool,
+        at: usize,
+        name: String,
+    },
     Close,
     Text(bool),
     /// The text is over, or broken here: more may mend it.

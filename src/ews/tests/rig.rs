@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::model::{
-    Account, Application, ClientAuth, Endpoints, EwsSettings, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Upstream,
-    UserPattern,
+    Account, Application, ClientAuth, Endpoints, EwsSettings, FrontTls, Grant, Limits, Listener, Protocol,
+    Sasl, Upstream, UserPattern,
 };
 use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
