@@ -205,7 +205,9 @@ impl App {
             };
             if listener.protocol == Protocol::Ews {
                 let visitors = Arc::new(EwsVisitors {
-                    desk: Arc::new(self.ews_desk(&listener, &https, &seats)?),
+                    desk: Arc::new(
+                        self.ews_desk(&listener, &https, &seats)?.listening_on(socket.local_addr().ok()),
+                    ),
                     acceptor: listener.tls.is_implicit().then(|| acceptor.cloned()).flatten(),
                     limit: self.config.limits.login_timeout,
                     draining: self.draining.clone(),

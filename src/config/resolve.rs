@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::model::{
-    Account, Admin, Application, BackTls, Config, FrontTls, Grant, Guard, KeySource, Limits, Listener, Log,
-    LogFormat, MailServer, Protocol, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
+    Account, Admin, Application, BackTls, Config, EwsSettings, FrontTls, Grant, Guard, KeySource, Limits,
+    Listener, Log, LogFormat, MailServer, Protocol, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
@@ -33,7 +33,7 @@ const TOP_KEYS: [&str; 11] = [
     "log",
 ];
 
-const LISTENER_KEYS: [&str; 11] = [
+const LISTENER_KEYS: [&str; 13] = [
     "name",
     "protocol",
     "listen",
@@ -44,10 +44,13 @@ const LISTENER_KEYS: [&str; 11] = [
     "token-expiry-margin-time",
     "allow-from",
     "fixed-account",
+    "public-url",
+    "activesync",
     "oauth",
 ];
 
-const ACCOUNT_KEYS: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "password-hash", "password-hash-file"];
+const ACCOUNT_KEYS: [&str; 6] =
+    ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "password-hash", "password-hash-file"];
 const TLS_KEYS: [&str; 5] =
     ["certificate-file", "key-file", "extra-roots-file", "minimum-version", "post-quantum"];
 const TOKEN_KEYS: [&str; 6] =
@@ -76,7 +79,8 @@ const MINUTE: Duration = Duration::from_mins(1);
 pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
     const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
-    const ADDRESSES: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "fixed-account", "username"];
+    const ADDRESSES: [&str; 6] =
+        ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
     const OTHER: [&str; 3] = ["listen", "level", "format"];
     let known: [&[&str]; 10] = [
         &TOP_KEYS,
@@ -107,6 +111,7 @@ struct Draft {
     allow_from: Vec<IpNet>,
     fixed_account: Option<At<String>>,
     token_expiry_margin: Duration,
+    ews: EwsSettings,
     oauth: OAuth,
 }
 
@@ -115,6 +120,7 @@ struct Entry {
     user: At<UserPattern>,
     mailbox: Option<String>,
     mailbox_smtp: Option<String>,
+    ews_mailboxes: Vec<UserPattern>,
     password_hashes: Vec<String>,
     /// Hashes stand in the file, though perhaps none that could be read.
     guarded: bool,
@@ -160,6 +166,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             allow_from: draft.allow_from,
             fixed_account: draft.fixed_account.map(|user| user.value),
             token_expiry_margin: draft.token_expiry_margin,
+            ews: draft.ews,
             accounts,
         }));
     }
@@ -276,6 +283,7 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
     if let (Some(at), false) = (section.key_at("token-expiry-margin-time"), protocol == Protocol::Smtp) {
         reader.remark(at, "`token-expiry-margin-time` has a meaning for `protocol: smtp` only", "remove it");
     }
+    let ews = ews(reader, &section, protocol, tls);
     let upstream = upstream(reader, &section, protocol, &oauth.over(top))?;
     Some(Draft {
         name: name?,
@@ -286,8 +294,40 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
         allow_from,
         fixed_account,
         token_expiry_margin,
+        ews,
         oauth,
     })
+}
+
+/// What only EWS listeners have.
+fn ews(reader: &Reader<'_>, section: &Section<'_>, protocol: Protocol, tls: FrontTls) -> EwsSettings {
+    for key in ["public-url", "activesync"] {
+        if let (Some(at), false) = (section.key_at(key), protocol == Protocol::Ews) {
+            reader.problem(at, format!("`{key}` has a meaning for `protocol: ews` only"), "remove it");
+        }
+    }
+    let public_url = section.get("public-url").and_then(|node| {
+        let url = reader.url(node, &["https", "http"])?;
+        if url.value.path() != "/" || url.value.query().is_some() || url.value.fragment().is_some() {
+            reader.problem(
+                url.at,
+                "`public-url` is scheme, host and port of this listener, and nothing behind them",
+                "cut it off behind the host, like `https://mail.contoso.com`",
+            );
+            return None;
+        }
+        if url.value.scheme() == "http" && tls.is_implicit() {
+            reader.problem(
+                url.at,
+                "this listener speaks TLS, and `public-url` names it without",
+                "write `https://` in `public-url`",
+            );
+            return None;
+        }
+        Some(url.value)
+    });
+    let activesync = section.get("activesync").and_then(|node| reader.flag(node)).unwrap_or(false);
+    EwsSettings { public_url, activesync }
 }
 
 fn front_tls(
@@ -438,7 +478,7 @@ fn default_upstream(oauth: &OAuth, protocol: Protocol) -> Option<&'static str> {
         Protocol::Imap => imap,
         Protocol::Pop3 => pop3,
         Protocol::Smtp => smtp,
-        Protocol::Ews => ews,
+        Protocol::Ews | Protocol::ActiveSync => ews,
     };
     (!host.is_empty()).then_some(host)
 }
@@ -600,6 +640,7 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
     let user = section.get("user").and_then(|node| reader.text(node, "a user name, `*` for any characters"));
     let mailbox = text("mailbox", "the address of a mailbox");
     let mailbox_smtp = text("mailbox-smtp", "the address of a mailbox");
+    let ews_mailboxes = section.get("ews-mailboxes").map(|node| mailboxes(reader, node)).unwrap_or_default();
     let password_hashes = password_hashes(reader, &section);
     let oauth = OAuth::read(reader, &section);
     let user = user?;
@@ -607,10 +648,33 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
         user: At { value: UserPattern::new(&user.value), at: user.at },
         mailbox,
         mailbox_smtp,
+        ews_mailboxes,
         password_hashes,
         guarded: section.get("password-hash").is_some() || section.get("password-hash-file").is_some(),
         oauth,
     })
+}
+
+/// Addresses, with `*` for any characters.
+fn mailboxes(reader: &Reader<'_>, node: &Node) -> Vec<UserPattern> {
+    let expected = "the address of a mailbox, `*` for any characters, or a list of them";
+    let items = reader.list(node, expected);
+    if items.is_empty() && !matches!(node.kind, Kind::Map(_)) {
+        reader.problem(node.at, "`ews-mailboxes` names nobody", "name mailboxes, or remove the key");
+    }
+    let mut patterns = Vec::new();
+    for item in items {
+        let pattern = reader.parse(item, "the address of a mailbox, `*` for any characters", |text| {
+            let (local, domain) = text.rsplit_once('@').ok_or("write it with its domain: `*@contoso.com`")?;
+            if !text.is_ascii() || local.is_empty() || domain.is_empty() || text.contains(char::is_whitespace)
+            {
+                return Err("write it like `support@contoso.com` or `*@contoso.com`".to_owned());
+            }
+            Ok(UserPattern::new(text))
+        });
+        patterns.extend(pattern.map(|pattern| pattern.value));
+    }
+    patterns
 }
 
 fn password_hashes(reader: &Reader<'_>, section: &Section<'_>) -> Vec<String> {
@@ -667,7 +731,10 @@ impl Dealing<'_> {
     fn accounts(&self, draft: &Draft, applications: &mut Vec<Arc<Application>>) -> Vec<Arc<Account>> {
         let reader = self.reader;
         let listeners = draft.oauth.over(self.top);
-        if let Some((at, permission)) = listeners.leaves_out(draft.protocol) {
+        let activesync = draft.ews.activesync.then_some(Protocol::ActiveSync);
+        for (at, permission) in
+            [draft.protocol].into_iter().chain(activesync).filter_map(|used| listeners.leaves_out(used))
+        {
             reader.remark(
                 at,
                 format!("this scope leaves out `{permission}`, which listener `{}` needs", draft.name.value),
@@ -696,6 +763,7 @@ impl Dealing<'_> {
                 user: entry.user.value.clone(),
                 mailbox: entry.mailbox.clone(),
                 mailbox_smtp: entry.mailbox_smtp.clone(),
+                ews_mailboxes: entry.ews_mailboxes.clone(),
                 application,
                 password_hashes: entry.password_hashes.clone(),
             }));
@@ -728,6 +796,7 @@ impl Dealing<'_> {
             user: At { value: UserPattern::new("*"), at: self.at },
             mailbox: None,
             mailbox_smtp: None,
+            ews_mailboxes: Vec::new(),
             password_hashes: Vec::new(),
             guarded: false,
             oauth: OAuth::default(),

@@ -83,7 +83,7 @@ impl Station {
             max_refusals: self.limits.refusals_per_session,
         };
         match self.listener.protocol {
-            Protocol::Imap | Protocol::Ews => Box::new(ImapFront::new(settings)),
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => Box::new(ImapFront::new(settings)),
             Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
             Protocol::Smtp => Box::new(SmtpFront::new(settings)),
         }

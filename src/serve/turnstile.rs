@@ -67,7 +67,7 @@ impl Turnstile {
     pub async fn pass(&self, protocol: Protocol, mailbox: &str, patience: Duration) -> Result<Pass, Crowded> {
         let most = match protocol {
             Protocol::Smtp => self.smtp,
-            Protocol::Imap | Protocol::Ews => self.imap,
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => self.imap,
             Protocol::Pop3 => self.pop3,
         };
         let key = (protocol, mailbox.to_lowercase());

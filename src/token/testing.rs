@@ -43,6 +43,7 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
         user: UserPattern::new("*"),
         mailbox: None,
         mailbox_smtp: None,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: if checked_here { vec![hash("local"), hash("local2")] } else { Vec::new() },
     })

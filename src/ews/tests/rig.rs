@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::model::{
-    Account, Application, ClientAuth, Endpoints, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Upstream,
-    UserPattern,
+    Account, Application, ClientAuth, Endpoints, EwsSettings, FrontTls, Grant, Limits, Listener, Protocol,
+    Sasl, Upstream, UserPattern,
 };
 use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
@@ -278,6 +278,7 @@ fn listener(accounts: Vec<Account>) -> Listener {
         allow_from: Vec::new(),
         fixed_account: None,
         token_expiry_margin: Duration::from_mins(5),
+        ews: EwsSettings::default(),
         accounts: accounts.into_iter().map(Arc::new).collect(),
     }
 }
@@ -303,6 +304,7 @@ fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
         user: UserPattern::new(user),
         mailbox: mailbox.map(str::to_owned),
         mailbox_smtp: None,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: Vec::new(),
     }
