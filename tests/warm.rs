@@ -286,3 +286,16 @@ async fn an_upstream_that_fails_is_left_alone_until_the_next_login() {
     stage.office.mischief().calm();
     imap(&stage).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_432_is_waited_out_at_auth() {
+    // somebody else, behind our back, has the other two sessions
+    let settings = Settings { smtp_sessions_per_mailbox: 1, ..Settings::default() };
+    let stage = Stage::planned(Plan { settings, ..Plan::default() }).await;
+    let mut first = smtp(&stage, "a.example").await;
+    let mut second = smtp_asks(&stage, "a.example").await;
+    stage.until_metric("mailkey_logins_waiting{", 1).await;
+    first.ask("QUIT", "221 ").await;
+    second.until("235 ").await;
+    assert_eq!(stage.metric("mailkey_logins_waiting{").await, 0);
+}
