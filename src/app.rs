@@ -26,13 +26,13 @@ use crate::serve::tls as front_tls;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::{Broker, BrokerSettings};
-use crate::token::endpoint::Endpoint;
 use crate::token::managed::ManagedIdentity;
 use crate::token::request::Tokens;
 use crate::token::store::{self, StoreError};
 use crate::upstream::connector::Connector;
 use crate::upstream::https::HttpsClient;
 use crate::upstream::tls::{self as back_tls, TlsSetupError};
+use crate::way;
 
 /// How long sessions get to notice a hard stop.
 const HARD_STOP_LIMIT: Duration = Duration::from_secs(1);
@@ -124,7 +124,14 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let outbound_tls = back_tls::outbound_config(&config.tls)?;
         let acceptor = front_tls::acceptor(&config.tls)?;
-        let endpoint = Endpoint::new(outbound_tls.clone(), config.outbound_proxy.as_ref())
+        let stopping = CancellationToken::new();
+        let connector = Arc::new(Connector::new(
+            outbound_tls.clone(),
+            config.outbound_proxies.clone(),
+            config.limits.connect_timeout,
+        ));
+        let endpoint = way::endpoint(outbound_tls, &connector, &stopping)
+            .await
             .map_err(|error| StartError::Endpoint(error.to_string()))?;
         let settings = BrokerSettings {
             tokens: config.tokens.clone(),
@@ -142,9 +149,9 @@ impl App {
             metrics,
             sessions: TaskTracker::new(),
             draining: CancellationToken::new(),
-            stopping: CancellationToken::new(),
+            stopping,
         };
-        app.open_doors(doors, &Arc::new(outbound_tls), acceptor.as_ref())?;
+        app.open_doors(doors, &connector, acceptor.as_ref())?;
         app.open_admin(admin);
         tokio::spawn(Arc::clone(&app.broker).renew_forever(app.stopping.clone()));
         Ok(app)
@@ -181,12 +188,10 @@ impl App {
     fn open_doors(
         &self,
         doors: Vec<(Arc<Listener>, TcpListener)>,
-        tls: &Arc<rustls::ClientConfig>,
+        connector: &Arc<Connector>,
         acceptor: Option<&TlsAcceptor>,
     ) -> Result<(), StartError> {
-        let proxy = self.config.outbound_proxy.clone().map(Arc::new);
-        let connector = Arc::new(Connector::new(Arc::clone(tls), proxy));
-        let https = HttpsClient::new(Arc::clone(&connector));
+        let https = HttpsClient::new(Arc::clone(connector));
         let places = Arc::new(Semaphore::new(self.config.limits.sessions));
         let seats = Seats::new(self.config.limits.sessions_per_user);
         let mut stations: Vec<Arc<Station>> = Vec::new();
@@ -213,7 +218,7 @@ impl App {
                 let station = Arc::new(Station {
                     offer: Station::first_offer(listener.protocol),
                     tokens: self.broker.clone(),
-                    connector: Arc::clone(&connector),
+                    connector: Arc::clone(connector),
                     acceptor: acceptor.cloned(),
                     seats: seats.clone(),
                     limits: self.config.limits.clone(),

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mailkey::config::model::{Config, FrontTls, Grant, NoProxy, Protocol, Store, Upstream};
+use mailkey::config::model::{Config, FrontTls, Grant, HostRule, Protocol, Store, Upstream};
 use mailkey::config::problem::Problems;
 use mailkey::config::{self, Loaded};
 use proptest::prelude::*;
@@ -243,11 +243,11 @@ fn the_contract_of_the_file_parses() {
     assert_eq!(imap.account("scanner").unwrap().application.grants, [Grant::ClientCredentials]);
     assert_eq!(imap.account("scanner").unwrap().password_hashes, [HASH]);
     assert_eq!(imap.account("bob@fabrikam.com").unwrap().application.grants, [Grant::Password]);
-    let proxy = config.outbound_proxy.unwrap();
+    let [proxy] = <[_; 1]>::try_from(config.outbound_proxies).unwrap();
     assert_eq!(proxy.url.as_str(), "http://proxy.contoso.com:3128/");
     assert_eq!(proxy.password.unwrap().expose(), "hunter2");
     assert!(proxy.use_for.identity && proxy.use_for.ews && !proxy.use_for.mail);
-    assert_eq!(proxy.no_proxy[0], NoProxy::Suffix("contoso.com".to_owned()));
+    assert_eq!(proxy.no_proxy[0], HostRule::Suffix("contoso.com".to_owned()));
 }
 
 #[test]

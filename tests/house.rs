@@ -44,14 +44,16 @@ fn modules_use_only_what_the_map_allows() {
         ("secret", &[]),
         ("explain", &[]),
         ("clock", &[]),
+        ("certificate", &["explain"]),
         ("stream", &[]),
         ("seats", &[]),
         ("telemetry", &[]),
         ("simulator", &[]),
         ("protocol", &["secret", "explain"]),
         ("config", &["secret", "explain"]),
-        ("token", &["config", "secret", "explain", "clock", "telemetry"]),
-        ("upstream", &["config", "secret", "explain", "clock", "stream", "telemetry"]),
+        ("token", &["certificate", "config", "secret", "explain", "clock", "telemetry"]),
+        ("upstream", &["certificate", "config", "secret", "explain", "clock", "stream", "telemetry"]),
+        ("way", &["certificate", "token", "upstream", "config", "explain"]),
         (
             "serve",
             &[
@@ -77,6 +79,7 @@ fn modules_use_only_what_the_map_allows() {
             "app",
             &[
                 "live",
+                "way",
                 "serve",
                 "seats",
                 "ews",

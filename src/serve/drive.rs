@@ -4,6 +4,7 @@ use std::io;
 use std::mem;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
@@ -124,7 +125,13 @@ pub async fn back(
             Step::Write(bytes) => append(&mut out, bytes),
             Step::Read => {
                 send(io, &mut out).await.map_err(broke)?;
-                if receive(io, &mut chunk).await.map_err(broke)? == 0 {
+                let limit = connector.answer_limit();
+                let Ok(received) = timeout(limit, receive(io, &mut chunk)).await else {
+                    let target = format!("{}:{}", server.host, server.port);
+                    let doing = "waiting for its next line";
+                    return Err(BackFailure::Broke(UpstreamError::TimedOut { target, doing, limit }));
+                };
+                if received.map_err(broke)? == 0 {
                     return Err(broke(io::Error::other("it hung up during the sign-in")));
                 }
                 dialogue.feed(&chunk);

@@ -386,6 +386,9 @@ impl Explain for TokenError {
 }
 
 fn unreachable(authority: &str, error: &WireError) -> Explanation {
+    if let Some(story) = &error.story {
+        return Explanation { what: format!("`{authority}`: {}", story.what), ..(**story).clone() };
+    }
     let (code, what, remedy) = match error.trouble {
         Trouble::Dns => (
             "IDENTITY-DNS",
@@ -515,7 +518,7 @@ mod tests {
             Trouble::BrokenOff,
             Trouble::TooLarge,
         ] {
-            let error = WireError { trouble, detail: "x".to_owned() };
+            let error = WireError::new(trouble, "x");
             let error = TokenError::Unreachable { authority: "https://a".to_owned(), error };
             assert_eq!(error.verdict(), Verdict::Transient, "{trouble:?}");
         }

@@ -217,6 +217,7 @@ impl Rig {
             sessions: 100,
             sessions_per_user: 2,
             login_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_mins(30),
             drain_timeout: Duration::from_secs(20),
             refusals_per_session: 3,

@@ -1,0 +1,1 @@
+//! The proxy's sign-in against a scripted one.
