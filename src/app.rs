@@ -69,15 +69,13 @@ impl Explain for StartError {
         let (code, remedy) = match self {
             Self::Bind { source, address, .. } => (
                 "START-LISTEN",
-                match source.kind() {
-                    io::ErrorKind::AddrInUse => format!(
-                        "another program listens on port {} already: stop it, or change `listen`",
-                        address.port()
-                    ),
-                    io::ErrorKind::PermissionDenied => {
-                        "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE".to_owned()
-                    }
-                    _ => "change `listen` to an address of this machine".to_owned(),
+                if source.kind() == io::ErrorKind::AddrInUse {
+                    let port = address.port();
+                    format!("another program listens on port {port} already: stop it, or change `listen`")
+                } else if source.kind() == io::ErrorKind::PermissionDenied {
+                    "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE".to_owned()
+                } else {
+                    "change `listen` to an address of this machine".to_owned()
                 },
             ),
             Self::Tls(_) => ("START-TLS", "correct the `tls` section".to_owned()),
@@ -115,11 +113,11 @@ pub struct App {
 }
 
 impl App {
-    /// Binds every listener, then serves. Either all of it runs, or none.
+    /// Binds every listener, then serves. Either all of it runs, or none. To be called inside a runtime.
     ///
     /// # Errors
     /// An address, certificate or store that cannot be had.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub fn start(config: Config) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let metrics = Arc::new(Metrics::default());
         let outbound_tls = back_tls::outbound_config(&config.tls)?;
@@ -131,12 +129,11 @@ impl App {
             config.limits.connect_timeout,
         ));
         let endpoint = way::endpoint(outbound_tls, &connector, &stopping)
-            .await
             .map_err(|error| StartError::Endpoint(error.to_string()))?;
         let settings = BrokerSettings {
             tokens: config.tokens.clone(),
             guard: config.guard.clone(),
-            managed_identity: ManagedIdentity::default(),
+            managed_identity: ManagedIdentity::from_environment(),
         };
         let broker = Broker::new(settings, endpoint, store::open(&config.tokens)?, Arc::clone(&metrics));
         let doors = bind_all(&config)?;
@@ -174,12 +171,13 @@ impl App {
         self.sessions.close();
         let limit = self.config.limits.drain_timeout;
         let drained = tokio::select! {
+            biased;
             drained = timeout(limit, self.sessions.wait()) => drained.is_ok(),
             () = hurry => false,
         };
         self.stopping.cancel();
-        if !drained {
-            let left = self.sessions.len();
+        let left = self.sessions.len();
+        if !drained && left > 0 {
             tracing::warn!(left, "sessions are ended before they came to their end");
             drop(timeout(HARD_STOP_LIMIT, self.sessions.wait()).await);
         }
@@ -217,7 +215,7 @@ impl App {
             let station = known.cloned().unwrap_or_else(|| {
                 let station = Arc::new(Station {
                     offer: Station::first_offer(listener.protocol),
-                    tokens: self.broker.clone(),
+                    tokens: Arc::clone(&self.broker) as Arc<dyn Tokens>,
                     connector: Arc::clone(connector),
                     acceptor: acceptor.cloned(),
                     seats: seats.clone(),

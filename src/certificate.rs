@@ -1,6 +1,5 @@
 //! What is wrong with a certificate, told so that a person can act on it: who issued it, until when, for whom.
 
-use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -73,6 +72,11 @@ impl Flaw {
                 .downcast_ref()
                 .cloned()
                 .map_or_else(|| Self::Other(error.to_string()), Self::UnknownIssuer),
+            CertificateError::UnknownIssuer => Self::UnknownIssuer(Stranger {
+                subject: "not recorded".to_owned(),
+                issuer: "an unnamed issuer".to_owned(),
+                fingerprint: "not recorded".to_owned(),
+            }),
             CertificateError::ExpiredContext { time, not_after } => {
                 Self::Expired { ended: timestamp(*not_after), now: timestamp(*time) }
             }
@@ -109,7 +113,9 @@ impl Flaw {
                 top.subject, top.issuer
             ),
             Self::Expired { .. } | Self::NotYetValid { .. } => {
-                format!("compare this machine's clock with the true time; if it is right, {target} needs a new certificate")
+                format!(
+                    "compare this machine's clock with the true time; if it is right, {target} needs a new certificate"
+                )
             }
             Self::WrongName { wanted, .. } => format!(
                 "check the name `{wanted}` in the configuration, and what DNS or a firewall puts in the place of {target}"
@@ -160,14 +166,9 @@ impl Stranger {
 
 /// `3F:A1:…`, the SHA-256 of the whole certificate, as browsers and `openssl x509 -fingerprint` show it.
 pub fn fingerprint(certificate: &[u8]) -> String {
-    use fmt::Write as _;
-    let mut text = String::with_capacity(95);
-    for (i, byte) in digest(&SHA256, certificate).as_ref().iter().enumerate() {
-        let colon = if i == 0 { "" } else { ":" };
-        // writing to a String does not fail
-        drop(write!(text, "{colon}{byte:02X}"));
-    }
-    text
+    let pairs: Vec<String> =
+        digest(&SHA256, certificate).as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+    pairs.join(":")
 }
 
 fn timestamp(time: UnixTime) -> Timestamp {
@@ -183,11 +184,11 @@ fn shown(presented: &[String]) -> String {
         let inner = name.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"'));
         format!("`{}`", one_line(inner.map_or(name.as_str(), |(inner, _)| inner), 80))
     };
-    let mut text = presented.iter().take(NAMES_SHOWN).map(plain).collect::<Vec<_>>().join(", ");
-    if presented.len() > NAMES_SHOWN {
-        text += &format!(" and {} more", presented.len() - NAMES_SHOWN);
+    let text = presented.iter().take(NAMES_SHOWN).map(plain).collect::<Vec<_>>().join(", ");
+    match presented.len().saturating_sub(NAMES_SHOWN) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
-    text
 }
 
 // ── Enough of DER (X.690) to read two names out of a certificate (RFC 5280 §4.1) ──
@@ -307,12 +308,21 @@ mod tests {
         let (leaf, middle, root) = chain();
         // whatever the order
         let top = Stranger::of(&leaf, &[root.clone(), middle.clone()]);
-        assert_eq!((top.subject.as_str(), top.issuer.as_str()), ("CN=Root, O=Contosö?", "CN=Root, O=Contosö?"));
+        assert_eq!(
+            (top.subject.as_str(), top.issuer.as_str()),
+            ("CN=Root, O=Contosö?", "CN=Root, O=Contosö?")
+        );
         assert_eq!(top.fingerprint, fingerprint(&root));
         let top = Stranger::of(&leaf, &[middle]);
-        assert_eq!((top.subject.as_str(), top.issuer.as_str()), ("CN=Middle, O=Contosö?", "CN=Root, O=Contosö?"));
+        assert_eq!(
+            (top.subject.as_str(), top.issuer.as_str()),
+            ("CN=Middle, O=Contosö?", "CN=Root, O=Contosö?")
+        );
         let top = Stranger::of(&leaf, &[]);
-        assert_eq!((top.subject.as_str(), top.issuer.as_str()), ("CN=Leaf, O=Contosö?", "CN=Middle, O=Contosö?"));
+        assert_eq!(
+            (top.subject.as_str(), top.issuer.as_str()),
+            ("CN=Leaf, O=Contosö?", "CN=Middle, O=Contosö?")
+        );
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Live {
 
     fn outbound_proxies(&self) -> Option<String> {
         let proxies = &self.config.outbound_proxies;
-        let shown = proxies.iter().map(|proxy| without_credentials(&proxy.url)).collect::<Vec<_>>().join(", ");
+        let shown =
+            proxies.iter().map(|proxy| without_credentials(&proxy.url)).collect::<Vec<_>>().join(", ");
         (!proxies.is_empty()).then_some(shown)
     }
 }

@@ -22,14 +22,14 @@ use crate::upstream::tls;
 ///
 /// # Errors
 /// No port for the gateway, or TLS settings that cannot be used.
-pub async fn endpoint(
+pub fn endpoint(
     outbound_tls: rustls::ClientConfig,
     connector: &Arc<Connector>,
     closing: &CancellationToken,
 ) -> Result<Endpoint, EndpointError> {
     let mut way = Way { names: Some(Arc::new(Names(Arc::clone(connector)))), gateway: None };
     if connector.has_proxy_for(Purpose::Identity) {
-        let opened = gateway::Gateway::open(Arc::clone(connector), closing.clone()).await;
+        let opened = gateway::Gateway::open(Arc::clone(connector), closing.clone());
         way.gateway = Some(entrance(&opened.map_err(|error| EndpointError::Gateway(error.to_string()))?)?);
     }
     Endpoint::new(tls::for_http(outbound_tls), way)
@@ -51,11 +51,12 @@ fn told(error: &UpstreamError) -> WireError {
     let story = error.explain();
     let trouble = match error {
         UpstreamError::Resolve { .. } => Trouble::Dns,
-        UpstreamError::Dial { .. } => Trouble::Connect,
+        UpstreamError::Dial { .. } | UpstreamError::ProxyRefused { kind: ProxyNo::CannotReach, .. } => {
+            Trouble::Connect
+        }
         UpstreamError::TimedOut { .. } | UpstreamError::ProxySilent { .. } => Trouble::Timeout,
         UpstreamError::ProxyDown { .. } => Trouble::ProxyUnreachable,
         UpstreamError::ProxySignIn { .. } => Trouble::ProxyAuth,
-        UpstreamError::ProxyRefused { kind: ProxyNo::CannotReach, .. } => Trouble::Connect,
         UpstreamError::ProxyRefused { .. } | UpstreamError::ProxyBroken { .. } => Trouble::ProxyRefused,
         UpstreamError::Certificate { flaw, .. } if flaw.kind() == Kind::Issuer => Trouble::UntrustedIssuer,
         UpstreamError::Certificate { .. } | UpstreamError::WantsCertificate { .. } => Trouble::Certificate,

@@ -64,7 +64,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(stage: &Stage, sections: &str) -> Self {
+    fn start(stage: &Stage, sections: &str) -> Self {
         let path = stage.file("own.yaml");
         let usual = std::fs::read_to_string(stage.file("proxy.yaml")).unwrap();
         std::fs::write(&path, format!("{usual}{sections}")).unwrap();
@@ -121,7 +121,7 @@ async fn one_line_tells_of_a_finished_session_and_no_log_level_shows_a_secret() 
     let stage = Stage::usual().await;
     for format in ["text", "json"] {
         let log = format!("log: {{level: trace, format: {format}}}\n");
-        let mut proxy = Running::start(&stage, &log).await;
+        let mut proxy = Running::start(&stage, &log);
         let line = proxy.until("127.0.0.1:").await;
         let start = line.find("127.0.0.1:").unwrap();
         let address: String =
@@ -148,7 +148,7 @@ async fn one_line_tells_of_a_finished_session_and_no_log_level_shows_a_secret() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_waits_for_the_message_under_way() {
     let stage = Stage::usual().await;
-    let mut proxy = Running::start(&stage, "").await;
+    let mut proxy = Running::start(&stage, "");
     let address = proxy.address("smtp").await;
     let mut wire = dial(address).await;
     wire.until("220 ").await;

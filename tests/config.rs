@@ -104,8 +104,12 @@ fn every_mistake_reads_as_written_down() {
         let said = match config::parse(&text, name, folder.path(), &no_env) {
             Err(problems) => format!("{problems}\n"),
             Ok(loaded) => {
-                loaded.remarks.iter().map(|remark| format!("{}\n", remark.in_file(name))).collect::<String>()
-                    + "no problem\n"
+                let mut said = String::new();
+                for remark in &loaded.remarks {
+                    said += &remark.in_file(name).to_string();
+                    said.push('\n');
+                }
+                said + "no problem\n"
             }
         };
         let said = said.replace(folder.path().to_str().unwrap(), "<folder>");
@@ -443,13 +447,13 @@ fn the_environments_proxy_counts_where_the_file_names_none() {
         _ => None,
     };
     let loaded = read_in(Path::new("."), &small("", ""), &env).unwrap();
-    let proxy = loaded.config.outbound_proxy.unwrap();
+    let [proxy] = <[_; 1]>::try_from(loaded.config.outbound_proxies).unwrap();
     assert_eq!(proxy.url.as_str(), "http://proxy.example:3128/");
     assert_eq!((proxy.username.as_deref(), proxy.password.unwrap().expose()), (Some("bob"), "hunter2"));
     assert_eq!(proxy.no_proxy.len(), 3);
     assert_eq!(loaded.remarks.len(), 1);
     let off = read_in(Path::new("."), &small("", "outbound-proxy: off\n"), &env).unwrap();
-    assert!(off.config.outbound_proxy.is_none() && off.remarks.is_empty());
+    assert!(off.config.outbound_proxies.is_empty() && off.remarks.is_empty());
 }
 
 #[test]
@@ -464,6 +468,23 @@ fn a_store_that_outlives_the_process_has_a_key() {
     let Store::Redis(url) = &config.tokens.store else { panic!("no redis") };
     assert_eq!(url.password(), Some("hunter2"));
     assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn several_listeners_may_take_any_free_port_towards_this_machine() {
+    let config = must(
+        "oauth: {tenant-authority: 'https://localhost:4443', directory-id: organizations, client-id: any-name}\n\
+         listeners:\n\
+         \x20 - {name: a, protocol: imap, listen: 127.0.0.1:0, tls: off, upstream: localhost:1993}\n\
+         \x20 - {name: b, protocol: smtp, listen: '127.0.0.1:0', upstream: 'localhost:1587', upstream-tls: starttls}\n\
+         \x20 - {name: c, protocol: ews, listen: 127.0.0.1:0, upstream: https://localhost:1443/}\n\
+         admin: {listen: 127.0.0.1:0}\n",
+    );
+    assert_eq!(config.listeners.len(), 3);
+    assert_eq!(
+        config.listeners[0].accounts[0].application.endpoints.token.as_str(),
+        "https://localhost:4443/organizations/oauth2/v2.0/token"
+    );
 }
 
 #[test]
@@ -542,6 +563,9 @@ fn check_says_what_would_run_and_no_secret() {
 }
 
 proptest! {
+    // A case that damages the secret itself says nothing and is drawn again.
+    #![proptest_config(ProptestConfig { max_global_rejects: 1_000_000, ..ProptestConfig::default() })]
+
     #[test]
     fn no_text_makes_the_reader_panic(text in "(?s).{0,400}") {
         let _read = read_in(Path::new("."), &text, &no_env).map_err(|problems| problems.to_string());

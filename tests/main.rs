@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: test names are sentences.
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -16,6 +17,7 @@ mod config;
 mod hostile;
 mod house;
 mod passwords;
+mod readme;
 mod simulator;
 mod slicing;
 mod stage;

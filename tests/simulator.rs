@@ -109,7 +109,7 @@ async fn curl_sends_by_smtp_and_reads_by_imap_and_pop3_and_ews() {
     assert_eq!(bench.simulator.messages(ALICE.0, "Sent Items"), [MESSAGE.as_bytes()]);
     let submitted = bench.simulator.journal().into_iter().find_map(|event| match event {
         Event::Submitted(submission) => Some(submission),
-        _ => None,
+        Event::Token(_) | Event::SignIn(_) | Event::Ews(_) | Event::Connected(_) => None,
     });
     let submitted = submitted.unwrap();
     assert_eq!((submitted.service, submitted.size), (Service::Smtp, MESSAGE.len()));
@@ -181,4 +181,89 @@ async fn a_token_for_graph_is_refused_by_mail() {
     let imaps = format!("imaps://localhost:{}/INBOX", bench.simulator.imap().port());
     let refused = bench.curl(&[&imaps, "--user", ALICE.0, "--oauth2-bearer", &token]).await;
     assert_eq!(refused.status.code(), Some(67), "{refused:?}");
+}
+
+const SOAP: &str = r#"<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" xmlns:m="http://schemas.microsoft.com/exchange/services/2006/messages" xmlns:t="http://schemas.microsoft.com/exchange/services/2006/types">HEADER<s:Body>BODY</s:Body></s:Envelope>"#;
+const FIND: &str = r#"<m:FindItem Traversal="Shallow"><m:ItemShape><t:BaseShape>IdOnly</t:BaseShape></m:ItemShape><m:ParentFolderIds><t:DistinguishedFolderId Id="inbox"/></m:ParentFolderIds></m:FindItem>"#;
+
+impl Bench {
+    async fn ews(&self, token: &str, header: &str, body: &str) -> String {
+        let (url, soap) = (self.simulator.ews_url(), SOAP.replace("HEADER", header).replace("BODY", body));
+        std::fs::write(self.file("soap"), soap).unwrap();
+        let data = format!("@{}", self.file("soap").display());
+        let output = self
+            .curl(&[
+                &url,
+                "--include",
+                "--oauth2-bearer",
+                token,
+                "-H",
+                "Content-Type: text/xml",
+                "--data-binary",
+                &data,
+            ])
+            .await;
+        text(&output)
+    }
+}
+
+#[tokio::test]
+async fn a_large_message_comes_back_whole_over_ews() {
+    let bench = Bench::start().await;
+    let large = [MESSAGE.as_bytes(), &vec![b'x'; 3_000_001]].concat();
+    bench.simulator.deliver(ALICE.0, large.clone());
+    let token = bench.default_token(ALICE).await;
+    let found = bench.ews(&token, "", FIND).await;
+    assert!(found.starts_with("HTTP/1.1 200"), "{found}");
+    assert!(found.contains("<t:Subject>Hello</t:Subject>"), "{found}");
+    let id = found.split("<t:ItemId Id=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    let get = format!(
+        r#"<m:GetItem><m:ItemShape><t:BaseShape>IdOnly</t:BaseShape><t:IncludeMimeContent>true</t:IncludeMimeContent></m:ItemShape><m:ItemIds><t:ItemId Id="{id}"/></m:ItemIds></m:GetItem>"#
+    );
+    let got = bench.ews(&token, "", &get).await;
+    let encoded =
+        got.split("<t:MimeContent CharacterSet=\"UTF-8\">").nth(1).and_then(|rest| rest.split('<').next());
+    let decoded = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, encoded.unwrap()).unwrap();
+    assert!(decoded == large, "{} octets", decoded.len());
+}
+
+#[tokio::test]
+async fn ews_wants_impersonation_of_applications_and_of_them_only() {
+    let bench = Bench::start().await;
+    let answer = bench
+        .ask(
+            DIRECTORY_ID,
+            &[
+                ("grant_type", "client_credentials"),
+                ("client_id", CONFIDENTIAL_CLIENT_ID),
+                ("client_secret", CONFIDENTIAL_CLIENT_SECRET),
+                ("scope", "https://outlook.office365.com/.default"),
+            ],
+        )
+        .await;
+    let app = answer["access_token"].as_str().unwrap();
+    let header = format!(
+        "<s:Header><t:ExchangeImpersonation><t:ConnectingSID><t:PrimarySmtpAddress>{}</t:PrimarySmtpAddress></t:ConnectingSID></t:ExchangeImpersonation></s:Header>",
+        BOB.0
+    );
+    let refused = bench.ews(app, "", FIND).await;
+    assert!(refused.starts_with("HTTP/1.1 500"), "{refused}");
+    assert!(refused.contains("ErrorInvalidExchangeImpersonationHeaderData"), "{refused}");
+    assert!(bench.ews(app, &header, FIND).await.starts_with("HTTP/1.1 200"));
+    let user = bench.default_token(ALICE).await;
+    assert!(bench.ews(&user, &header, FIND).await.starts_with("HTTP/1.1 500"));
+}
+
+#[tokio::test]
+async fn ews_takes_no_password_and_says_so_in_the_journal() {
+    let bench = Bench::start().await;
+    let user = format!("{}:{}", ALICE.0, ALICE.1);
+    let url = bench.simulator.ews_url();
+    let refused = bench.curl(&[&url, "--include", "--user", &user, "--data", "x"]).await;
+    let refused = text(&refused);
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    assert!(refused.to_lowercase().contains("www-authenticate: bearer"), "{refused}");
+    let had_basic =
+        bench.simulator.journal().iter().any(|event| matches!(event, Event::Ews(ews) if ews.had_basic));
+    assert!(had_basic);
 }

@@ -55,7 +55,7 @@ impl Stage {
         let path = folder.path().join("proxy.yaml");
         std::fs::write(&path, text).unwrap();
         let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
-        let app = App::start(loaded.config).await.unwrap();
+        let app = App::start(loaded.config).unwrap();
         Self { office, app, folder }
     }
 
@@ -79,35 +79,36 @@ impl Stage {
 
 fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
     let authority = office.authority_url();
-    let mut listeners = String::new();
+    let mut listeners = Vec::new();
     for (protocol, upstream, upstream_tls) in [
         ("imap", office.imap().port(), "implicit"),
         ("pop3", office.pop3().port(), "implicit"),
         ("smtp", office.smtp().port(), "starttls"),
     ] {
         for (suffix, tls) in [("", "off"), ("-starttls", "starttls"), ("-tls", "implicit")] {
-            listeners += &format!(
+            listeners.push(format!(
                 "  - {{name: {protocol}{suffix}, protocol: {protocol}, listen: '127.0.0.1:0', tls: {tls}, \
                  upstream: 'localhost:{upstream}', upstream-tls: {upstream_tls}}}\n"
-            );
+            ));
         }
     }
     for (name, protocol, upstream) in [
         ("imap-up-starttls", "imap", office.imap_starttls()),
         ("pop3-up-starttls", "pop3", office.pop3_starttls()),
     ] {
-        listeners += &format!(
+        listeners.push(format!(
             "  - {{name: {name}, protocol: {protocol}, listen: '127.0.0.1:0', \
              upstream: 'localhost:{}', upstream-tls: starttls}}\n",
             upstream.port()
-        );
+        ));
     }
     let ews = office.ews().port();
     for (name, tls) in [("ews", "off"), ("ews-tls", "implicit")] {
-        listeners += &format!(
+        listeners.push(format!(
             "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, upstream: 'https://localhost:{ews}/'}}\n"
-        );
+        ));
     }
+    let listeners = listeners.concat();
     format!(
         "oauth: {{tenant-authority: '{authority}', directory-id: organizations, {oauth}}}\n\
          listeners:\n{listeners}\

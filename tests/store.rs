@@ -464,8 +464,9 @@ mod file {
     async fn a_full_disk_leaves_the_old_file() {
         if let Some(place) = in_role("full") {
             let store = FileStore::open(&place, &store_key()).unwrap();
-            let large = stored(&"x".repeat(100_000));
+            let (before, large) = (std::fs::read(&place).unwrap(), stored(&"x".repeat(100_000)));
             assert!(matches!(store.save_sign_in(&key("b"), &large).await, Err(StoreError::Away(_))));
+            assert_eq!(std::fs::read(&place).unwrap(), before, "the old file stands");
             assert_eq!(store.sign_in(&key("b")).await.unwrap(), None);
             store.save_sign_in(&key("c"), &stored("small again")).await.unwrap();
             println!("\nas it should be");

@@ -18,7 +18,7 @@ use super::{FAILED, run};
 use crate::app::App;
 use crate::config;
 use crate::explain::Explain as _;
-use crate::simulator::{ALICE, Event, PUBLIC_CLIENT_ID, Settings, Simulator};
+use crate::simulator::{ALICE, Event, PUBLIC_CLIENT_ID, Service, Settings, Simulator};
 use crate::telemetry::log;
 
 /// How long one step may take.
@@ -34,27 +34,27 @@ pub struct DemoArguments {
     #[arg(long)]
     once: bool,
     /// Write the proxy's log to standard error at this level (`info` shows a line per session)
-    #[arg(long, default_value = "error", value_name = "LEVEL")]
+    #[arg(long, default_value = "warn", value_name = "LEVEL")]
     log: String,
 }
 
 /// Runs the demo.
 pub fn demo(wishes: &DemoArguments, out: &mut Out) -> ExitCode {
     if let Err(error) = log::start(&wishes.log, false) {
-        out.complain(format_args!("logging cannot start: {error}"));
+        out.error(format_args!("logging cannot start: {error}"));
         return ExitCode::from(super::MISUSED);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            out.complain(format_args!("the runtime cannot start: {error}"));
+            out.error(format_args!("the runtime cannot start: {error}"));
             return ExitCode::from(FAILED);
         }
     };
     match runtime.block_on(show(wishes, out)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Trouble { step, why }) => {
-            out.complain(format_args!("the demo failed at `{step}`: {why}"));
+            out.error(format_args!("the demo failed at `{step}`: {why}"));
             ExitCode::from(FAILED)
         }
     }
@@ -74,7 +74,7 @@ fn at<E: ToString>(step: &'static str) -> impl FnOnce(E) -> Trouble {
 
 async fn show(wishes: &DemoArguments, out: &mut Out) -> Shown {
     let stage = Stage::set(!wishes.once).await?;
-    out.say(format!(
+    out.line(format!(
         "A simulated Office 365 runs on loopback, with real TLS: identity provider {}\n\
          IMAP {}, POP3 {}, SMTP {}, EWS {}. Mailkey stands in front of it:\n",
         stage.office.authority_url(),
@@ -84,18 +84,18 @@ async fn show(wishes: &DemoArguments, out: &mut Out) -> Shown {
         stage.office.ews(),
     ));
     for (name, address) in stage.app.addresses() {
-        out.say(format!("  {name:<5} {address}"));
+        out.line(format!("  {name:<5} {address}"));
     }
-    out.say("");
+    out.line("");
     for step in [Round::Smtp, Round::Imap, Round::Pop3, Round::Ews] {
         stage.go(step, out).await?;
     }
-    out.say("The message went in over SMTP and came back over IMAP, POP3 and EWS.");
-    out.say("The mail client only ever knew a user name and a password.\n");
+    out.line("The message went in over SMTP and came back over IMAP, POP3 and EWS.");
+    out.line("The mail client only ever knew a user name and a password.\n");
     if !wishes.once {
         stage.invite(out);
         run::asked_to_stop().await;
-        out.say("\nstopping");
+        out.line("\nstopping");
     }
     stage.clear().await;
     Ok(())
@@ -131,7 +131,7 @@ impl Stage {
             std::fs::write(folder.join("proxy.yaml"), &text).map_err(at("write the demo's files"))?;
             let loaded = config::load(&folder.join("proxy.yaml"), &|_| None);
             let config = loaded.map_err(at("read the demo's configuration"))?.config;
-            match App::start(config).await {
+            match App::start(config) {
                 Ok(app) => return Ok(Self { office, app, folder }),
                 Err(error) => last.why = error.explain().to_string(),
             }
@@ -164,12 +164,12 @@ impl Stage {
         };
         let limit = || Trouble { step, why: format!("no end within {STEP_LIMIT:?}") };
         timeout(STEP_LIMIT, leg).await.map_err(|_| limit())?.map_err(at(step))?;
-        out.say(format!("✓ {step}: user name and password, as ever"));
+        out.line(format!("✓ {step}: user name and password, as ever"));
         let mut asked = false;
         for event in self.office.journal().iter().skip(seen) {
             if let Event::Token(request) = event {
                 asked = true;
-                out.say(format!(
+                out.line(format!(
                     "    token asked of Entra ID: grant `{}`, scope `{}` → {}",
                     request.grant,
                     request.scope,
@@ -178,12 +178,12 @@ impl Stage {
             }
         }
         if !asked {
-            out.say("    token: cached, no request");
+            out.line("    token: cached, no request");
         }
         for event in self.office.journal().iter().skip(seen) {
             out.narrate(event);
         }
-        out.say("");
+        out.line("");
         Ok(())
     }
 
@@ -191,25 +191,25 @@ impl Stage {
     fn invite(&self, out: &mut Out) {
         let (user, password) = ALICE;
         let [imap, pop3, smtp, ews] = ["imap", "pop3", "smtp", "ews"].map(|name| self.address(name));
-        out.say("It stays up. Try it yourself:\n");
-        out.say(format!("  curl -u '{user}:{password}' 'imap://{imap}/INBOX;MAILINDEX=1'"));
-        out.say(format!("  curl -u '{user}:{password}' 'pop3://{pop3}/1'"));
-        out.say(format!(
+        out.line("It stays up. Try it yourself:\n");
+        out.line(format!("  curl -u '{user}:{password}' 'imap://{imap}/INBOX;MAILINDEX=1'"));
+        out.line(format!("  curl -u '{user}:{password}' 'pop3://{pop3}/1'"));
+        out.line(format!(
             "  printf 'Subject: hello\\r\\n\\r\\nfrom curl\\r\\n' | curl -u '{user}:{password}' 'smtp://{smtp}' \\\n    \
              --mail-from {user} --mail-rcpt {user} -T -"
         ));
-        out.say(format!(
+        out.line(format!(
             "  curl -u '{user}:{password}' 'http://{ews}/EWS/Exchange.asmx' -H 'Content-Type: text/xml' -d '{}'",
             FIND.replace('\n', "")
         ));
-        out.say(format!(
+        out.line(format!(
             "  curl -u '{user}:wrong' 'imap://{imap}/INBOX'          # and see who is told what\n"
         ));
         for address in self.app.admin_addresses() {
-            out.say(format!("Status:        http://{address}/"));
+            out.line(format!("Status:        http://{address}/"));
         }
-        out.say(format!("Configuration: {}", self.folder.join("proxy.yaml").display()));
-        out.say("Ctrl-C ends it.");
+        out.line(format!("Configuration: {}", self.folder.join("proxy.yaml").display()));
+        out.line("Ctrl-C ends it.");
     }
 
     async fn clear(self) {
@@ -223,23 +223,38 @@ impl Stage {
 impl Out {
     fn narrate(&mut self, event: &Event) {
         match event {
-            Event::SignIn(sign_in) => self.say(format!(
-                "    signed in upstream: {:?} {} user={}, over TLS: {}",
-                sign_in.service, sign_in.mechanism, sign_in.user, sign_in.tls
+            Event::SignIn(sign_in) => self.line(format!(
+                "    signed in upstream: {} {} user={}, over TLS: {}",
+                spoken(sign_in.service),
+                sign_in.mechanism,
+                sign_in.user,
+                if sign_in.tls { "yes" } else { "no" }
             )),
             Event::Submitted(message) => {
-                self.say(format!(
+                self.line(format!(
                     "    Office 365 took {} octets for {}",
                     message.size,
                     message.to.join(", ")
                 ));
             }
-            Event::Ews(request) => self.say(format!(
+            Event::Ews(request) => self.line(format!(
                 "    EWS upstream: {} {} with Authorization: Bearer, Basic passed on: {}",
-                request.method, request.path, request.had_basic
+                request.method,
+                request.path,
+                if request.had_basic { "yes" } else { "no" }
             )),
             Event::Token(_) | Event::Connected(_) => {}
         }
+    }
+}
+
+fn spoken(service: Service) -> &'static str {
+    match service {
+        Service::Authority => "OAuth 2.0",
+        Service::Imap => "IMAP",
+        Service::Pop3 => "POP3",
+        Service::Smtp => "SMTP",
+        Service::Ews => "EWS",
     }
 }
 

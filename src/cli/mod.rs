@@ -35,7 +35,14 @@ struct Arguments {
 #[derive(Args, Debug)]
 struct Place {
     /// The configuration file
-    #[arg(long, short, global = true, env = "MAILKEY_CONFIG", default_value = "proxy.yaml", value_name = "FILE")]
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "MAILKEY_CONFIG",
+        default_value = "proxy.yaml",
+        value_name = "FILE"
+    )]
     config: PathBuf,
 }
 
@@ -50,8 +57,11 @@ enum Command {
     /// Explain an error code or a pasted error text: whose fault, and what to do
     Explain {
         /// `AADSTS50126`, or any text that holds an error of Entra ID or Exchange Online
-        #[arg(required = true)]
+        #[arg(required_unless_present = "all")]
         text: Vec<String>,
+        /// Print the page of all codes, as docs/errors.md has it
+        #[arg(long, conflicts_with = "text")]
+        all: bool,
     },
     /// Make a `password-hash` for `accounts` from a password on standard input
     HashPassword,
@@ -59,7 +69,7 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let mut out = Out::stdio();
+    let mut out = Out::standard();
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(told) => {
@@ -74,9 +84,20 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run => run::run(&config, &mut out),
         Command::Check => check::check(&config, &mut out),
         Command::Demo(wishes) => demo::demo(&wishes, &mut out),
-        Command::Explain { text } => explain::explain(&text.join(" "), &mut out),
-        Command::HashPassword => hash_password::hash_password(&mut out),
+        Command::Explain { all: true, .. } => {
+            ended(explain::page(out.writers().0).map(|()| ExitCode::SUCCESS))
+        }
+        Command::Explain { text, .. } => ended(explain::run(&text.join(" "), out.writers().0)),
+        Command::HashPassword => {
+            let (results, messages) = out.writers();
+            ended(hash_password::run(&mut std::io::stdin().lock(), results, messages))
+        }
     }
+}
+
+/// A reader that has gone away (`mailkey explain … | head`) is no error worth a word.
+fn ended(written: std::io::Result<ExitCode>) -> ExitCode {
+    written.unwrap_or(ExitCode::from(FAILED))
 }
 
 /// One TLS provider for everything, also for crates that ask for the process's default.

@@ -23,6 +23,11 @@ impl Out {
         Self { results: Box::new(results), complaints: Box::new(complaints) }
     }
 
+    /// Both writers as they are, results first, for a command that lays out its own text.
+    pub fn writers(&mut self) -> (&mut dyn Write, &mut dyn Write) {
+        (&mut *self.results, &mut *self.complaints)
+    }
+
     /// A line, or several, of the result.
     pub fn line(&mut self, text: impl Display) {
         write(&mut *self.results, &text.to_string());

@@ -16,13 +16,13 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
     let loaded = match config::load(path, &environment) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            out.complain(problems);
+            out.error(problems);
             return ExitCode::from(MISUSED);
         }
     };
     let config = loaded.config;
     if let Err(error) = log::start(&config.log.level, config.log.format == LogFormat::Json) {
-        out.complain(format_args!("logging cannot start: {error}"));
+        out.error(format_args!("logging cannot start: {error}"));
         return ExitCode::from(MISUSED);
     }
     for remark in &loaded.remarks {
@@ -32,7 +32,7 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            out.complain(format_args!("the runtime cannot start: {error}"));
+            out.error(format_args!("the runtime cannot start: {error}"));
             return ExitCode::from(FAILED);
         }
     };
@@ -45,7 +45,7 @@ pub fn environment(name: &str) -> Option<String> {
 }
 
 async fn serve(config: Config) -> ExitCode {
-    let app = match App::start(config).await {
+    let app = match App::start(config) {
         Ok(app) => app,
         Err(error) => {
             let story = error.explain();

@@ -485,11 +485,7 @@ impl OAuth {
             };
             if !served {
                 let what = format!("this provider has no `grant: {}`", grant.as_str());
-                reader.problem(
-                    at,
-                    what,
-                    "write `authorization-code` or `device-code`, then run `mailkey login`",
-                );
+                reader.problem(at, what, "write `authorization-code` or `device-code`");
             }
         }
         let proofs =

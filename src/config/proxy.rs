@@ -72,14 +72,18 @@ fn from_file(reader: &Reader<'_>, node: &Node) -> Option<OutboundProxy> {
     {
         reader.problem(at, "SOCKS knows user name and password only", "write `auth: basic`, or remove it");
     }
+    // Everything is read before a bad URL ends it.
+    let use_for = section.get("use-for").map_or(DEFAULT_USE, |node| use_for(reader, node));
+    let hosts = section.get("for").map(|node| rules(reader, node)).unwrap_or_default();
+    let no_proxy = section.get("no-proxy").map(|node| rules(reader, node)).unwrap_or_default();
     Some(OutboundProxy {
         url: url?.value,
         username: username.map(|name| name.value.as_str().to_owned()),
         password: password.map(|password| password.value),
         auth: auth.map_or(ProxyAuth::Auto, |auth| auth.value),
-        use_for: section.get("use-for").map_or(DEFAULT_USE, |node| use_for(reader, node)),
-        hosts: section.get("for").map(|node| rules(reader, node)).unwrap_or_default(),
-        no_proxy: section.get("no-proxy").map(|node| rules(reader, node)).unwrap_or_default(),
+        use_for,
+        hosts,
+        no_proxy,
     })
 }
 

@@ -114,7 +114,10 @@ impl<'a> Source<'a> {
         let indent = masked.iter().position(|(_, from)| *from >= column).unwrap_or(masked.len());
         let end = column + at.length.max(1);
         let marks = masked.iter().filter(|(_, from)| (column..end).contains(from)).count().max(1);
-        let text: String = masked.iter().map(|(c, _)| *c).take(MAX_SHOWN).collect();
+        let mut text: String = masked.iter().map(|(c, _)| *c).take(MAX_SHOWN).collect();
+        if masked.len() > MAX_SHOWN {
+            text.push('…');
+        }
         if text.trim().is_empty() || indent >= MAX_SHOWN {
             return None;
         }
@@ -197,8 +200,8 @@ fn collect<'n>(node: &'n Node, below: Below<'n>, shows: Shows, into: &mut Vec<(R
     match &node.kind {
         Kind::Null => {}
         Kind::Scalar(text) => {
-            let shown = matches!(below, Below::Key(key) if shows(key, text));
-            into.push((node.range.clone(), shown));
+            let open = matches!(below, Below::Key(key) if shows(key, text));
+            into.push((node.range.clone(), open));
         }
         Kind::List(items) => items.iter().for_each(|item| collect(item, below, shows, into)),
         Kind::Map(entries) => {
@@ -462,11 +465,12 @@ mod tests {
 
     #[test]
     fn bombs_are_refused() {
-        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-        for level in 1..10 {
+        let levels = (1..10).map(|level| {
             let before = format!("*a{}, ", level - 1).repeat(10);
-            bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
-        }
+            format!("a{level}: &a{level} [{before}]\n")
+        });
+        let first = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        let bomb = std::iter::once(first).chain(levels).collect::<Vec<_>>().concat();
         for text in [bomb, "[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(100_000)] {
             assert!(Source::read(&text, harmless).1.is_err());
         }

@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A map with known keys. An empty one may be left empty altogether.
+    /// A map with known keys; without a name it is the whole file. An empty one may be left empty altogether.
     pub(super) fn section<'n>(
         &self,
         node: &'n Node,
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
                 let example = known.first().unwrap_or(&"key");
                 self.problem(
                     node.at,
-                    format!("`{name}` is {}", kind(node)),
+                    format!("{} is {}", called(name), kind(node)),
                     format!("write its keys below it, each on a line of its own: `{example}: …`"),
                 );
                 return None;
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
             let Some(word) = key.scalar() else {
                 self.problem(
                     key.at,
-                    format!("a key in `{name}` is {}", kind(key)),
+                    format!("a key in {} is {}", called(name), kind(key)),
                     "write a word as the key",
                 );
                 continue;
@@ -124,7 +124,7 @@ impl<'a> Reader<'a> {
                 let first = first.line;
                 self.problem(
                     key.at,
-                    format!("`{word}` stands twice in `{name}`, first on line {first}"),
+                    format!("`{word}` stands twice in {}, first on line {first}", called(name)),
                     "remove one of the two",
                 );
             } else {
@@ -140,10 +140,10 @@ impl<'a> Reader<'a> {
             None => format!("known here: {}", words(known)),
         };
         if is_word(word) {
-            self.problem(at, format!("unknown key `{word}` in `{name}`"), remedy);
+            self.problem(at, format!("unknown key `{word}` in {}", called(name)), remedy);
         } else {
             let remedy = "write a word, a `:`, a blank and the value";
-            self.problem(at, format!("something in `{name}` that is no key"), remedy);
+            self.problem(at, format!("something in {} that is no key", called(name)), remedy);
         }
     }
 
@@ -303,7 +303,13 @@ impl<'a> Reader<'a> {
         let known: Vec<String> = schemes.iter().map(|scheme| format!("`{scheme}://`")).collect();
         let expected = format!("a URL that begins with {}", known.join(", "));
         let url = self.parse(node, &expected, |text| {
-            let url = Url::parse(text).map_err(|e| format!("write a complete URL ({e})"))?;
+            let url = Url::parse(text).map_err(|error| {
+                if error == url::ParseError::RelativeUrlWithoutBase {
+                    format!("write {} in front", known.first().map_or("a scheme", String::as_str))
+                } else {
+                    error.to_string()
+                }
+            })?;
             if !schemes.contains(&url.scheme()) {
                 return Err(other_scheme(url.scheme(), schemes));
             }
@@ -430,11 +436,23 @@ impl<'a> Reader<'a> {
 /// A value for a message: in backticks, no longer than it helps, and never with a secret in it.
 pub(super) fn shown(node: &Node) -> String {
     match node.scalar() {
-        // It may be half a URL with a password before the `@`.
-        Some(text) if text.contains('@') => "a text with `@` in it".to_owned(),
-        Some(text) => format!("`{}`", repeated(text)),
+        Some(text) if is_harmless(text) => format!("`{}`", repeated(text)),
+        Some(_) => "a text that may hold a password".to_owned(),
         None => kind(node).to_owned(),
     }
+}
+
+/// Whether a text holds no password, not even as a damaged URL: no `@`, and behind each `:` nothing but a
+/// port or a path.
+///
+/// `http://svc:hunter2` is what is left of a URL whose host was cut off.
+pub(super) fn is_harmless(text: &str) -> bool {
+    let port_or_path = |part: &str| {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        rest.is_empty() || rest.starts_with('/')
+    };
+    let is_address = network(text).is_some() || text.parse::<SocketAddr>().is_ok();
+    !text.contains('@') && (is_address || text.split(':').skip(1).all(port_or_path))
 }
 
 /// Text of the file for a message: one line, bounded, nothing that moves the cursor.
@@ -450,6 +468,10 @@ fn repeated(text: &str) -> String {
 /// `a`, `b`, `c`.
 fn words(list: &[&str]) -> String {
     list.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn called(section: &str) -> String {
+    if section.is_empty() { "the file".to_owned() } else { format!("`{section}`") }
 }
 
 fn kind(node: &Node) -> &'static str {
@@ -628,6 +650,31 @@ mod tests {
         }
         assert!(reader.interpolated(Place::default(), "${MISSING}").is_none());
         assert_eq!(reader.into_findings().len(), 1);
+    }
+
+    #[test]
+    fn half_a_url_may_hold_a_password() {
+        for text in [
+            "http://svc:hunter2@proxy:3128",
+            "http://svc:hunter2",
+            "svc:hunter2@proxy",
+            "redi/svc:7hunter",
+            "hunter2@proxy",
+            "client-secret:hunter2",
+        ] {
+            assert!(!is_harmless(text), "{text}");
+        }
+        for text in [
+            "https://outlook.office365.com:444/EWS",
+            "outlook.office365.com:993",
+            "file:/var/lib/tokens",
+            "https://a/.default https://b/.default",
+            "2001:db8::/32",
+            "[fe80::ab]:1143",
+            "5m",
+        ] {
+            assert!(is_harmless(text), "{text}");
+        }
     }
 
     #[test]

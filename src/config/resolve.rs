@@ -17,7 +17,7 @@ use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
 use super::proxy;
 use super::raw::{Kind, Node, Place};
-use super::read::{At, Reader, Section, is_loopback, shown};
+use super::read::{At, Reader, Section, is_harmless, is_loopback, shown};
 
 const TOP_KEYS: [&str; 11] = [
     "oauth",
@@ -92,10 +92,10 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
         &oauth::KEYS,
         &OTHER,
     ];
+    let is_address = ADDRESSES.contains(&key) && !value.contains([':', '/']);
     // `client-secret:…` without the blank behind the `:` is the value of what stands above it.
     let disguised = SECTIONS.contains(&key) && !matches!(value, "" | "off" | "none")
-        || value.contains('@') && !(ADDRESSES.contains(&key) && !value.contains([':', '/']))
-        || SECRET.iter().any(|secret| value.contains(&format!("{secret}:")));
+        || !is_address && !is_harmless(value);
     !SECRET.contains(&key) && !disguised && known.iter().any(|keys| keys.contains(&key))
 }
 
@@ -125,7 +125,7 @@ struct Entry {
 
 /// Resolves the whole file. `None` only where something was noted as a problem.
 pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
-    let top = reader.section(root, "the file", &TOP_KEYS)?;
+    let top = reader.section(root, "", &TOP_KEYS)?;
     let oauth_section = top.get("oauth").and_then(|node| reader.section(node, "oauth", &oauth::KEYS));
     let oauth = oauth_section.as_ref().map(|section| OAuth::read(reader, section)).unwrap_or_default();
     let oauth_at = top.key_at("oauth").unwrap_or_default();
@@ -148,6 +148,9 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     let dealt = Dealing { reader, top: &oauth, at: oauth_at, entries: &entries, only };
     let mut applications = Vec::new();
     let mut listeners = Vec::new();
+    if drafts.is_empty() {
+        dealt.examine();
+    }
     for draft in drafts {
         let accounts = dealt.accounts(&draft, &mut applications);
         listeners.push(Arc::new(Listener {
@@ -446,21 +449,26 @@ fn host_and_port(text: &str) -> Result<(String, u16), String> {
 fn check_ports(reader: &Reader<'_>, drafts: &[Draft], admin: Option<&Vec<At<SocketAddr>>>) {
     let mut taken: Vec<(&At<SocketAddr>, &str)> = Vec::new();
     let listeners = drafts.iter().map(|draft| (draft.name.value.as_str(), &draft.listen));
-    for (index, (name, list)) in listeners.chain(admin.map(|list| ("admin", list))).enumerate() {
+    for (name, list) in listeners.chain(admin.map(|list| ("admin", list))) {
         let before = taken.len();
         for address in list {
             let clash = taken.iter().take(before).find(|(other, _)| overlap(other.value, address.value));
-            if let Some((other, owner)) = clash {
-                let what = format!("`{}` is taken by `{owner}`", address.value);
-                let place = match other.at.line {
-                    0 => String::new(),
-                    line => format!(" on line {line}"),
-                };
-                reader.problem(address.at, format!("{what}{place}"), "give each of them a port of its own");
+            match clash {
+                // The status page has its place by default, so that the listener is what was written.
+                Some((other, _)) if address.at.line == 0 => reader.problem(
+                    other.at,
+                    format!("`{}` is taken by the status page, on `{}`", other.value, address.value),
+                    "take another port, or give the status page one with `admin: {listen: …}`",
+                ),
+                Some((other, owner)) => reader.problem(
+                    address.at,
+                    format!("`{}` is taken by `{owner}` on line {}", address.value, other.at.line),
+                    "give each of them a port of its own",
+                ),
+                None => {}
             }
             taken.push((address, name));
         }
-        debug_assert!(index <= drafts.len(), "the status page comes last");
     }
 }
 
@@ -653,16 +661,8 @@ impl Dealing<'_> {
             );
         }
         let mut accounts = Vec::new();
-        let everybody = Entry {
-            user: At { value: UserPattern::new("*"), at: self.at },
-            mailbox: None,
-            mailbox_smtp: None,
-            password_hashes: Vec::new(),
-            guarded: false,
-            oauth: OAuth::default(),
-        };
-        let caught = self.entries.iter().any(|entry| entry.user.value.as_str() == "*");
-        let last = (!self.only && !caught).then_some(&everybody);
+        let everybody = self.everybody();
+        let last = self.has_everybody().then_some(&everybody);
         for entry in self.entries.iter().chain(last) {
             let oauth = entry.oauth.over(&listeners);
             let Some(application) = oauth.application(reader, self.at) else { continue };
@@ -693,6 +693,35 @@ impl Dealing<'_> {
             reader.problem(user.at, what, "add it to `accounts`");
         }
         accounts
+    }
+
+    /// What is wrong with `oauth` and the accounts, where no listener could be read.
+    fn examine(&self) {
+        let everybody = self.everybody();
+        for entry in self.entries.iter().chain(self.has_everybody().then_some(&everybody)) {
+            let oauth = entry.oauth.over(self.top);
+            if let Some(application) = oauth.application(self.reader, self.at)
+                && !entry.guarded
+            {
+                self.check_password(entry, &oauth, &application);
+            }
+        }
+    }
+
+    /// Whoever matches no account is treated as `oauth` says.
+    fn everybody(&self) -> Entry {
+        Entry {
+            user: At { value: UserPattern::new("*"), at: self.at },
+            mailbox: None,
+            mailbox_smtp: None,
+            password_hashes: Vec::new(),
+            guarded: false,
+            oauth: OAuth::default(),
+        }
+    }
+
+    fn has_everybody(&self) -> bool {
+        !self.only && !self.entries.iter().any(|entry| entry.user.value.as_str() == "*")
     }
 
     /// Where the identity provider does not see the password, somebody else has to check it.

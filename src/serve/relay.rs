@@ -194,8 +194,10 @@ impl Pipe {
             self.first_closed =
                 [&self.up, &self.down].into_iter().find(|half| half.eof).map(|half| half.from);
         }
-        match (self.up.done, self.down.done, self.first_closed) {
-            (true, true, Some(side)) => Poll::Ready(How::Closed(side)),
+        // once upstream has closed and all of it is passed on, nothing that the client still says has an addressee
+        match self.first_closed {
+            Some(Side::Back) if self.down.done => Poll::Ready(How::Closed(Side::Back)),
+            Some(side) if self.up.done && self.down.done => Poll::Ready(How::Closed(side)),
             _ => Poll::Pending,
         }
     }
@@ -401,6 +403,21 @@ mod tests {
             taken
         });
         assert!(taken.await.is_err(), "an unread back must hold up the front");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_upstream_closed_waits_for_nobody() {
+        let (mut front, near) = duplex(100);
+        let (far, mut back) = duplex(100);
+        let relayed = tokio::spawn(relay(Box::new(near), Box::new(far), rules()));
+        back.write_all(b"* BYE\r\n").await.unwrap();
+        drop(back);
+        let mut told = String::new();
+        front.read_to_string(&mut told).await.unwrap();
+        let before = clock::now();
+        let ended = relayed.await.unwrap();
+        assert!(matches!(ended.how, How::Closed(Side::Back)) && told == "* BYE\r\n");
+        assert_eq!(clock::now(), before);
     }
 
     struct Gate(bool);

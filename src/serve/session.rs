@@ -297,7 +297,7 @@ impl Session {
             token = opened.origin.as_str(),
             up,
             down,
-            seconds = (clock::now() - self.started).as_secs_f32(),
+            ms = self.lasted(),
             ended = ended.how.words(),
             "session ended"
         );
@@ -310,6 +310,11 @@ impl Session {
         }
     }
 
+    /// How long it has lasted, in milliseconds.
+    fn lasted(&self) -> u64 {
+        u64::try_from((clock::now() - self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// A session without a login.
     fn over(&self, why: &str) {
         let listener = &self.station.listener;
@@ -318,7 +323,7 @@ impl Session {
             listener = listener.name,
             protocol = %listener.protocol,
             peer = %self.peer,
-            seconds = (clock::now() - self.started).as_secs_f32(),
+            ms = self.lasted(),
             ended = why,
             "session ended without a login"
         );

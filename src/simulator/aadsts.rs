@@ -69,6 +69,7 @@ fn entry(code: u32) -> Entry {
 }
 
 /// About the user.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn user_entry(code: u32) -> Option<Entry> {
     Some(match code {
         50126 => (GRANT, 400, "Error validating credentials due to invalid username or password.", ""),
@@ -170,6 +171,7 @@ fn user_entry(code: u32) -> Option<Entry> {
 }
 
 /// About the application and its request.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn client_entry(code: u32) -> Option<Entry> {
     Some(match code {
         700_016 => (

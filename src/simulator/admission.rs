@@ -70,8 +70,6 @@ pub(super) enum Denied {
     SmtpDisabledForMailbox,
     /// `SmtpClientAuthenticationDisabled` for the tenant.
     SmtpDisabledForTenant,
-    /// The application is not on the EWS allow list, or the mailbox has EWS off.
-    EwsDisabled,
 }
 
 impl Denied {
@@ -86,7 +84,6 @@ impl Denied {
             Self::NotTheTokensUser => "user= is not the token's user",
             Self::SmtpDisabledForMailbox => "SMTP AUTH disabled for the mailbox",
             Self::SmtpDisabledForTenant => "SMTP AUTH disabled for the tenant",
-            Self::EwsDisabled => "EWS disabled",
         }
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn answer(number: usize, message: &Message, items: &[Item], estimated
             Item::Flags => out.text.extend(format!("FLAGS {}", flags(message)).bytes()),
             Item::Uid => out.text.extend(format!("UID {}", message.uid).bytes()),
             Item::Size => {
-                out.text.extend(format!("RFC822.SIZE {}", message.announced_size(estimated)).bytes())
+                out.text.extend(format!("RFC822.SIZE {}", message.announced_size(estimated)).bytes());
             }
             Item::InternalDate => {
                 let date = message.received.strftime("%d-%b-%Y %H:%M:%S +0000");

@@ -105,10 +105,10 @@ impl Loops {
 
 /// Decides a token request, and fills in its record.
 pub(super) fn decide(office: &Office, ask: &Ask, record: &mut TokenRequest) -> Outcome {
-    record.grant = ask.get("grant_type").unwrap_or_default().to_owned();
+    ask.get("grant_type").unwrap_or_default().clone_into(&mut record.grant);
     record.tenant.clone_from(&ask.tenant);
-    record.client_id = ask.get("client_id").unwrap_or_default().to_owned();
-    record.scope = ask.get("scope").or_else(|| ask.get("resource")).unwrap_or_default().to_owned();
+    ask.get("client_id").unwrap_or_default().clone_into(&mut record.client_id);
+    ask.get("scope").or_else(|| ask.get("resource")).unwrap_or_default().clone_into(&mut record.scope);
     record.user = ask.get("username").map(str::to_owned);
     record.client_proof = "none";
     let loops = if record.grant == DEVICE_CODE { 0 } else { office.loops.count(ask) };

@@ -48,12 +48,10 @@ pub(super) async fn serve(office: Arc<Office>, mut peer: Peer) -> io::Result<()>
         return Ok(());
     }
     let mut session = Session { office, peer, user: None, errors: 0 };
-    loop {
-        session = match session.turn().await? {
-            Turn::On(session) => session,
-            Turn::End => return Ok(()),
-        };
+    while let Some(next) = session.turn().await? {
+        session = next;
     }
+    Ok(())
 }
 
 struct Session {
@@ -86,10 +84,8 @@ struct Seen {
     flags: BTreeSet<String>,
 }
 
-enum Turn {
-    On(Session),
-    End,
-}
+/// The session, unless it has ended.
+type Turn = Option<Session>;
 
 struct Command {
     tag: String,
@@ -113,10 +109,10 @@ impl Session {
             Read::Command(command) => command,
             Read::Bad(tag) => {
                 self.say(&format!("{tag} BAD Command Argument Error. 11")).await?;
-                return Ok(Turn::On(self));
+                return Ok(Some(self));
             }
             Read::Expired => return self.bye("Session invalidated - AccessTokenExpired").await,
-            Read::End => return Ok(Turn::End),
+            Read::End => return Ok(None),
         };
         let tag = command.tag.clone();
         match command.name.as_str() {
@@ -134,7 +130,7 @@ impl Session {
                 self.say("* BYE Microsoft Exchange Server IMAP4 server signing off.").await?;
                 self.ok(&tag, "LOGOUT").await?;
                 self.peer.close().await?;
-                return Ok(Turn::End);
+                return Ok(None);
             }
             "STARTTLS" => return self.start_tls(&tag).await,
             "LOGIN" | "AUTHENTICATE" if self.user.is_some() => {
@@ -160,7 +156,7 @@ impl Session {
             "IDLE" => return self.idle(&tag).await,
             _ => self.command(command).await?,
         }
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn say(&mut self, line: &str) -> io::Result<()> {
@@ -174,7 +170,7 @@ impl Session {
     async fn bye(mut self, why: &str) -> io::Result<Turn> {
         self.say(&format!("* BYE {why}")).await?;
         self.peer.close().await?;
-        Ok(Turn::End)
+        Ok(None)
     }
 
     /// The next line, unless the token ends first.
@@ -253,7 +249,7 @@ impl Session {
         self.office.mischief.at(SERVICE, Step::StartTls).await?;
         if self.peer.tls {
             self.say(&format!("{tag} BAD Command received in Invalid state.")).await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         let mut reply = format!("{tag} OK Begin TLS negotiation now.\r\n");
         if self.office.mischief.mail_is(SERVICE, &MailFault::InjectBeforeTls) {
@@ -262,7 +258,7 @@ impl Session {
         self.peer.write(reply.as_bytes()).await?;
         let acceptor = self.office.certificates.acceptor(self.office.mischief.bad_certificate(SERVICE));
         self.peer = self.peer.upgrade(&acceptor).await?;
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn authenticate(&mut self, command: Command) -> io::Result<()> {
@@ -362,11 +358,10 @@ impl Session {
             self.say(&format!("+ {challenge}")).await?;
             self.peer.line(LINE_LIMIT).await?;
         }
-        let detail = match denied {
-            Denied::NoAppPermission => {
-                " Error=\"AuthFailed:LogonDenied-None-OAuthLog:AuthExc_Auth Failed. [AM0PR01MB0042.eurprd01.prod.exchangelabs.com]\""
-            }
-            _ => "",
+        let detail = if denied == Denied::NoAppPermission {
+            " Error=\"AuthFailed:LogonDenied-None-OAuthLog:AuthExc_Auth Failed. [AM0PR01MB0042.eurprd01.prod.exchangelabs.com]\""
+        } else {
+            ""
         };
         self.say(&format!("{tag} NO AUTHENTICATE failed.{detail}")).await
     }
@@ -377,10 +372,10 @@ impl Session {
         loop {
             self.report(true).await?;
             let Some(user) = &mut self.user else {
-                return Ok(Turn::End);
+                return Ok(None);
             };
             let Some(news) = &mut user.news else {
-                return Ok(Turn::End);
+                return Ok(None);
             };
             let line = tokio::select! {
                 biased;
@@ -394,7 +389,7 @@ impl Session {
                 }
             };
             let Some(line) = line else {
-                return Ok(Turn::End);
+                return Ok(None);
             };
             let reply = if line.eq_ignore_ascii_case(b"DONE") {
                 "OK IDLE completed."
@@ -402,7 +397,7 @@ impl Session {
                 "BAD Command Error. 10"
             };
             self.say(&format!("{tag} {reply}")).await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
     }
 
@@ -868,6 +863,10 @@ fn list(mailbox: &Mailbox, name: &str, reference: &str, pattern: &str) -> String
         return format!("* {name} (\\Noselect) \"/\" \"\"\r\n");
     }
     let pattern = format!("{reference}{pattern}");
+    // Each wildcard may multiply the work.
+    if pattern.matches(['*', '%']).count() > 8 {
+        return String::new();
+    }
     let folders = mailbox.folders();
     let mut lines = String::new();
     for folder in &folders {

@@ -139,7 +139,7 @@ fn atom_end(line: &[u8], start: usize) -> Option<usize> {
 
 /// A quoted string, or a literal where quoting is not allowed.
 pub(super) fn string(text: &[u8]) -> Vec<u8> {
-    if text.iter().any(|&octet| octet >= 0x80 || octet < 0x20) {
+    if text.iter().any(|&octet| !(0x20..0x80).contains(&octet)) {
         let mut out = format!("{{{}}}\r\n", text.len()).into_bytes();
         out.extend_from_slice(text);
         return out;

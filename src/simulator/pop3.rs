@@ -38,12 +38,10 @@ pub(super) async fn serve(office: Arc<Office>, mut peer: Peer) -> io::Result<()>
         return Ok(());
     }
     let mut session = Session { office, peer, user: String::new(), open: None, errors: 0 };
-    loop {
-        session = match session.turn().await? {
-            Turn::On(session) => session,
-            Turn::End => return Ok(()),
-        };
+    while let Some(next) = session.turn().await? {
+        session = next;
     }
+    Ok(())
 }
 
 struct Session {
@@ -63,15 +61,13 @@ struct Open {
     place: Option<Place>,
 }
 
-enum Turn {
-    On(Session),
-    End,
-}
+/// The session, unless it has ended.
+type Turn = Option<Session>;
 
 impl Session {
     async fn turn(mut self) -> io::Result<Turn> {
         let Some(line) = self.peer.line(READ_LIMIT).await? else {
-            return Ok(Turn::End);
+            return Ok(None);
         };
         let text = String::from_utf8_lossy(&line).into_owned();
         let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
@@ -79,18 +75,18 @@ impl Session {
         match verb.as_str() {
             "QUIT" => {
                 self.quit().await?;
-                return Ok(Turn::End);
+                return Ok(None);
             }
             "CAPA" => {
                 self.capa().await?;
-                return Ok(Turn::On(self));
+                return Ok(Some(self));
             }
             _ if line.len() > COMMAND_LIMIT => return self.protocol_error().await,
             _ => {}
         }
         if self.open.is_some() {
             self.transaction(&verb, rest).await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         match verb.as_str() {
             "STLS" => return self.start_tls().await,
@@ -112,7 +108,7 @@ impl Session {
                 self.say("-ERR Command is not valid in this state.").await?;
             }
         }
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn say(&mut self, reply: &str) -> io::Result<()> {
@@ -122,7 +118,7 @@ impl Session {
     async fn protocol_error(mut self) -> io::Result<Turn> {
         self.say(PROTOCOL_ERROR).await?;
         self.peer.close().await?;
-        Ok(Turn::End)
+        Ok(None)
     }
 
     async fn capa(&mut self) -> io::Result<()> {
@@ -141,7 +137,7 @@ impl Session {
         self.office.mischief.at(SERVICE, Step::StartTls).await?;
         if self.peer.tls {
             self.say("-ERR Command is not valid in this state.").await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         let mut reply = "+OK Begin TLS negotiation.\r\n".to_owned();
         if self.office.mischief.mail_is(SERVICE, &MailFault::InjectBeforeTls) {
@@ -150,7 +146,7 @@ impl Session {
         self.peer.write(reply.as_bytes()).await?;
         let acceptor = self.office.certificates.acceptor(self.office.mischief.bad_certificate(SERVICE));
         self.peer = self.peer.upgrade(&acceptor).await?;
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn auth(mut self, rest: &str) -> io::Result<Turn> {
@@ -177,7 +173,7 @@ impl Session {
                 self.say("-ERR Authentication type is not supported.").await?;
             }
         }
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn xoauth2(mut self) -> io::Result<Turn> {
@@ -186,7 +182,7 @@ impl Session {
         let response = self.peer.line(READ_LIMIT).await?.unwrap_or_default();
         if response == b"*" {
             self.say("-ERR Authentication failure: unknown user name or bad password.").await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         let token = admission::Xoauth2::parse(&response).map_or(0, |read| read.token.len());
         if self.office.settings.pop3_token_limit.is_some_and(|limit| token > limit) {
@@ -211,7 +207,7 @@ impl Session {
                 self.say("-ERR Authentication failure: unknown user name or bad password.").await?;
             }
         }
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn welcome(&mut self, admitted: Admitted) -> io::Result<()> {

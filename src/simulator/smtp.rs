@@ -45,12 +45,10 @@ pub(super) async fn serve(office: Arc<Office>, mut peer: Peer) -> io::Result<()>
         chunks: BytesMut::new(),
         errors: 0,
     };
-    loop {
-        session = match session.turn().await? {
-            Turn::On(session) => session,
-            Turn::End => return Ok(()),
-        };
+    while let Some(next) = session.turn().await? {
+        session = next;
     }
+    Ok(())
 }
 
 struct Session {
@@ -65,20 +63,18 @@ struct Session {
     errors: u32,
 }
 
-enum Turn {
-    On(Session),
-    End,
-}
+/// The session, unless it has ended.
+type Turn = Option<Session>;
 
 impl Session {
     /// One command.
     async fn turn(mut self) -> io::Result<Turn> {
         let Some(line) = self.peer.line(READ_LIMIT).await? else {
-            return Ok(Turn::End);
+            return Ok(None);
         };
         if line.len() + 2 > LINE_LIMIT {
             self.say("500 5.5.2 Syntax error, command line too long").await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         let text = String::from_utf8_lossy(&line).into_owned();
         let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
@@ -104,7 +100,7 @@ impl Session {
             "QUIT" => {
                 self.say("221 2.0.0 Service closing transmission channel").await?;
                 self.peer.close().await?;
-                return Ok(Turn::End);
+                return Ok(None);
             }
             _ => {
                 self.errors += 1;
@@ -112,11 +108,11 @@ impl Session {
                 if self.errors > 10 {
                     self.say("421 4.7.0 Too many errors on this connection, closing transmission channel").await?;
                     self.peer.close().await?;
-                    return Ok(Turn::End);
+                    return Ok(None);
                 }
             }
         }
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn say(&mut self, reply: &str) -> io::Result<()> {
@@ -153,11 +149,11 @@ impl Session {
         self.office.mischief.at(SERVICE, Step::StartTls).await?;
         if self.peer.tls {
             self.say("503 5.5.2 Only one STARTTLS command can be issued per session").await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         if !self.hello {
             self.say("503 5.5.2 Send hello first").await?;
-            return Ok(Turn::On(self));
+            return Ok(Some(self));
         }
         let mut reply = "220 2.0.0 SMTP server ready\r\n".to_owned();
         if self.office.mischief.mail_is(SERVICE, &MailFault::InjectBeforeTls) {
@@ -169,7 +165,7 @@ impl Session {
         self.hello = false;
         self.from = None;
         self.to.clear();
-        Ok(Turn::On(self))
+        Ok(Some(self))
     }
 
     async fn auth(&mut self, rest: &str, line_length: usize) -> io::Result<()> {
@@ -261,8 +257,7 @@ impl Session {
             | Denied::WrongAudience
             | Denied::NotConnected(_)
             | Denied::NoAppPermission
-            | Denied::NotTheTokensUser
-            | Denied::EwsDisabled => format!("535 5.7.3 Authentication unsuccessful {}", trace()),
+            | Denied::NotTheTokensUser => format!("535 5.7.3 Authentication unsuccessful {}", trace()),
         };
         self.say(&reply).await
     }
@@ -454,16 +449,11 @@ fn path(rest: &str, keyword: &str) -> Option<(String, String)> {
         return None;
     }
     let rest = rest.trim_start();
-    match rest.strip_prefix('<') {
-        Some(rest) => {
-            let (address, parameters) = rest.split_once('>')?;
-            Some((address.to_owned(), parameters.trim().to_owned()))
-        }
-        None => {
-            let (address, parameters) = rest.split_once(' ').unwrap_or((rest, ""));
-            Some((address.to_owned(), parameters.to_owned()))
-        }
-    }
+    let (address, parameters) = match rest.strip_prefix('<') {
+        Some(rest) => rest.split_once('>')?,
+        None => rest.split_once(' ').unwrap_or((rest, "")),
+    };
+    Some((address.to_owned(), parameters.trim().to_owned()))
 }
 
 /// Takes one dot from each line that begins with one. A line begins after CRLF, and only there.

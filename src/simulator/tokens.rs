@@ -200,24 +200,21 @@ fn jwt(bearer: &Bearer, lifetime: Duration, size: Option<usize>) -> String {
     });
     if let Some(claims) = claims.as_object_mut() {
         let mut put = |name: &str, value: Value| drop(claims.insert(name.to_owned(), value));
-        match &bearer.user {
-            Some(user) => {
-                put("scp", bearer.permissions.join(" ").into());
-                put("upn", user.as_str().into());
-                put("unique_name", user.as_str().into());
-                put("acct", 0.into());
-                put("acr", "1".into());
-                put("amr", json!(["pwd"]));
-                put("appidacr", "0".into());
-                put("ipaddr", "203.0.113.7".into());
-                put("puid", "1003200012345678".into());
-                put("sid", random::guid().into());
-            }
-            None => {
-                put("roles", json!(bearer.permissions));
-                put("appidacr", "1".into());
-                put("idtyp", "app".into());
-            }
+        if let Some(user) = &bearer.user {
+            put("scp", bearer.permissions.join(" ").into());
+            put("upn", user.as_str().into());
+            put("unique_name", user.as_str().into());
+            put("acct", 0.into());
+            put("acr", "1".into());
+            put("amr", json!(["pwd"]));
+            put("appidacr", "0".into());
+            put("ipaddr", "203.0.113.7".into());
+            put("puid", "1003200012345678".into());
+            put("sid", random::guid().into());
+        } else {
+            put("roles", json!(bearer.permissions));
+            put("appidacr", "1".into());
+            put("idtyp", "app".into());
         }
         let wanted =
             size.unwrap_or_else(|| 1500 + usize::try_from(random::number() % 900).unwrap_or_default());

@@ -104,11 +104,6 @@ impl Peer {
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came")))
     }
 
-    /// Whether a whole line is here already.
-    pub(super) fn has_line(&self) -> bool {
-        memchr::memchr(b'\n', &self.buffer).is_some()
-    }
-
     pub(super) async fn write(&mut self, octets: &[u8]) -> io::Result<()> {
         let Self { io, trickle, .. } = self;
         let writing = async {

@@ -20,7 +20,7 @@ use super::password::LocalPasswords;
 use super::request::{Granted, Origin, TokenFuture, TokenRequest, Tokens};
 use super::store::{Lease, SharedToken, Store};
 use crate::clock;
-use crate::config::model::{self, Account, Grant, Protocol};
+use crate::config::model::{self, Account, Application, Grant, Protocol};
 use crate::explain::{Explain as _, Explanation};
 use crate::secret::{AccessToken, Secret};
 use crate::telemetry::metrics::Metrics;
@@ -38,9 +38,9 @@ const STALE_PATIENCE: Duration = Duration::from_secs(3);
 /// least: a changed password must not live on.
 const PROOF_LIFE: Duration = Duration::from_hours(8);
 
-/// A token that upstream refused is dropped only if it is this old: a new one would be refused as well, and
-/// Entra takes many identical requests for a loop.
-const SHORTEST_USE: Duration = Duration::from_mins(1);
+/// A token that upstream refused is dropped, but no second one within this time: it is not the token's age that
+/// upstream dislikes then, and Entra takes many identical requests for a loop (AADSTS50196).
+const DROP_PAUSE: Duration = Duration::from_mins(1);
 
 /// What no client has used for this long is not renewed any more.
 const RECENT_USE: Duration = Duration::from_hours(1);
@@ -185,11 +185,11 @@ impl Broker {
     }
 
     /// Upstream refused this token. It is dropped, so that asking once more gives another one; `false` if that
-    /// would not help: it is quite new, or no longer there.
+    /// would not help: another was dropped just before, or it is no longer there.
     pub fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken) -> bool {
         let names = self.inner.names(request);
         let Some(slot) = self.inner.cache.find(&names.slot) else { return false };
-        let dropped = slot.drop_token(token, SHORTEST_USE, clock::now());
+        let dropped = slot.drop_token(token, DROP_PAUSE, clock::now());
         if dropped {
             let inner = Arc::clone(&self.inner);
             let shared = inner.shared_key(&names, request.account, request.protocol, request.credentials);
@@ -251,7 +251,7 @@ impl Inner {
         in_lower_case(&request.credentials.user, |user| Names {
             slot: self.key.digest(&[
                 b"slot",
-                user,
+                if is_for_everybody(application) { b"" } else { user },
                 endpoint,
                 application.client_id.as_bytes(),
                 &grants,
@@ -448,7 +448,8 @@ impl Inner {
         let live = Live::new(answer.access_token.clone(), fetched.asked_at, answer.lifetime, self.margin);
         let granted =
             Granted { token: live.token.clone(), expires_at: live.expires_at, origin: Origin::Fetched };
-        let slot = self.cache.slot(names.slot, &question.user, &question.account, question.protocol, now);
+        let user = shown(&question.user, &question.account);
+        let slot = self.cache.slot(names.slot, user, &question.account, question.protocol, now);
         let proven_before = slot.open(&names.password).map(|entry| entry.proven_at);
         // A sign-in's refresh token belongs into the store, not here.
         let refresh_token = match fetched.grant {
@@ -489,7 +490,8 @@ impl Inner {
         let live = Live::new(shared.token, now, lifetime, self.margin);
         let granted =
             Granted { token: live.token.clone(), expires_at: live.expires_at, origin: Origin::Shared };
-        let slot = self.cache.slot(names.slot, &question.user, &question.account, question.protocol, now);
+        let user = shown(&question.user, &question.account);
+        let slot = self.cache.slot(names.slot, user, &question.account, question.protocol, now);
         let grant = question.account.application.grants.first().copied().unwrap_or(Grant::Password);
         slot.put(Entry {
             password: names.password,
@@ -588,7 +590,7 @@ impl Inner {
         protocol: Protocol,
         error: &TokenError,
     ) {
-        let slot = self.cache.slot(*key, user, account, protocol, clock::now());
+        let slot = self.cache.slot(*key, shown(user, account), account, protocol, clock::now());
         slot.failed(clock::wall(), error.explain());
     }
 
@@ -617,12 +619,12 @@ impl Inner {
         user: &str,
         password: &Secret,
     ) -> super::store::Digest {
-        let application = &account.application;
+        let (application, user) = (&account.application, user.to_lowercase());
         let grant = application.grants.first().copied().unwrap_or(Grant::Password);
         let grants: Vec<u8> = application.grants.iter().map(|grant| *grant as u8).collect();
         self.asker.store.digest(&[
             b"token",
-            user.to_lowercase().as_bytes(),
+            if is_for_everybody(application) { b"" } else { user.as_bytes() },
             application.endpoints.token.as_str().as_bytes(),
             application.client_id.as_bytes(),
             &grants,
@@ -645,6 +647,17 @@ impl Inner {
             last_failure: slot.failure(),
         }
     }
+}
+
+/// Whether the token is the application's own: one serves every user, and Entra answers a question for each of
+/// them with HTTP 429 (the token endpoint's throttling of identical requests).
+fn is_for_everybody(application: &Application) -> bool {
+    application.grants.iter().all(|grant| matches!(grant, Grant::ClientCredentials | Grant::ManagedIdentity))
+}
+
+/// Whose token it is, for the status page.
+fn shown<'a>(user: &'a str, account: &Account) -> &'a str {
+    if is_for_everybody(&account.application) { "*" } else { user }
 }
 
 /// The question that renews a slot without its password, if it is time and that can be done.

@@ -76,6 +76,10 @@ impl Scene {
     }
 
     fn signed_in(&self, refresh_token: &str) {
+        self.signed_in_as("Alice@example.com", refresh_token);
+    }
+
+    fn signed_in_as(&self, user: &str, refresh_token: &str) {
         let now = clock::wall();
         let sign_in = StoredSignIn {
             grant: Grant::DeviceCode,
@@ -83,7 +87,7 @@ impl Scene {
             signed_in_at: now,
             renewed_at: now,
         };
-        let key = sign_in_key(&self.account.application, "Alice@example.com");
+        let key = sign_in_key(&self.account.application, user);
         self.store.sign_ins.lock().unwrap().insert(key, sign_in);
     }
 
@@ -176,7 +180,18 @@ async fn where_the_provider_checks_no_password_we_do() {
     assert_eq!(scene.told("anything").await, "PASSWORD-WRONG");
     let asked = &scene.provider.requests()[0];
     assert_eq!(asked.field("grant_type"), Some("client_credentials"));
-    assert_eq!(asked.field("scope"), Some("https://outlook.office365.com/.default"));
+    assert_eq!(asked.field("scope"), Some("https://mail.example/.default"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_applications_own_token_serves_every_user_and_each_shows_a_password() {
+    let scene = Scene::new(&[Grant::ClientCredentials]);
+    for n in 0..20 {
+        scene.login_as(&format!("user{n}"), "local").await.unwrap();
+        scene.login_as(&format!("user{n}"), "wrong").await.unwrap_err();
+    }
+    assert_eq!(scene.provider.count(), 1);
+    assert_eq!(scene.broker.snapshot().iter().map(|line| line.user.as_str()).collect::<Vec<_>>(), ["*"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -653,8 +668,9 @@ async fn a_managed_identity_is_asked_locally_and_again_while_it_starts() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_in_use_are_renewed_ahead_with_jitter_and_idle_ones_are_not() {
-    let scene = Scene::new(&[Grant::ClientCredentials]);
+    let scene = Scene::new(&[Grant::DeviceCode]);
     for n in 0..20 {
+        scene.signed_in_as(&format!("user{n}"), "r");
         scene.login_as(&format!("user{n}"), "local").await.unwrap();
     }
     let cancel = CancellationToken::new();

@@ -47,6 +47,8 @@ pub struct Slot {
     entry: ArcSwapOption<Entry>,
     used: AtomicU64,
     failure: Mutex<Option<(Timestamp, Explanation)>>,
+    /// When a token was last dropped because upstream refused it.
+    dropped_at: Mutex<Option<Instant>>,
 }
 
 /// What a password that was accepted opens.
@@ -139,16 +141,20 @@ impl Slot {
         }
     }
 
-    /// Drops exactly this token if it is at least `age` old; the password stays proven.
-    pub fn drop_token(&self, token: &AccessToken, age: Duration, now: Instant) -> bool {
+    /// Drops exactly this token, unless another was dropped less than `pause` ago; the password stays proven.
+    pub fn drop_token(&self, token: &AccessToken, pause: Duration, now: Instant) -> bool {
         let Some(entry) = self.entry.load_full() else { return false };
-        let refused =
-            entry.live.as_ref().is_some_and(|live| live.token == *token && live.fetched_at + age <= now);
-        if refused {
-            let without = Entry { live: None, ..Entry::clone(&entry) };
-            self.entry.compare_and_swap(&entry, Some(Arc::new(without)));
+        if entry.live.as_ref().is_none_or(|live| live.token != *token) {
+            return false;
         }
-        refused
+        let mut last = self.dropped_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last + pause > now) {
+            return false;
+        }
+        *last = Some(now);
+        let without = Entry { live: None, ..Entry::clone(&entry) };
+        self.entry.compare_and_swap(&entry, Some(Arc::new(without)));
+        true
     }
 
     /// Remembers the last failure, for the status page.
@@ -213,6 +219,7 @@ impl Cache {
                 entry: ArcSwapOption::empty(),
                 used: AtomicU64::new(self.tick(now)),
                 failure: Mutex::new(None),
+                dropped_at: Mutex::new(None),
             })
         });
         Arc::clone(&slot)
@@ -320,15 +327,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_very_token_that_was_refused_is_dropped_and_not_a_new_one() {
+    fn only_the_very_token_that_was_refused_is_dropped_and_no_second_one_soon() {
         let now = crate::clock::now();
         let cache = Cache::new(16, now);
         let slot = cache.slot([1; 32], "a", &account(&[Grant::Password]), Protocol::Imap, now);
         slot.put(entry([7; 32], now));
         assert!(!slot.drop_token(&AccessToken::new("other"), Duration::ZERO, now));
-        assert!(!slot.drop_token(&AccessToken::new("t"), MINUTE, now));
-        assert!(slot.drop_token(&AccessToken::new("t"), MINUTE, now + MINUTE));
+        assert!(slot.drop_token(&AccessToken::new("t"), MINUTE, now));
         assert!(slot.fresh(&[7; 32], now).is_none());
+        slot.put(entry([7; 32], now));
+        assert!(!slot.drop_token(&AccessToken::new("t"), MINUTE, now + MINUTE / 2));
+        assert!(slot.drop_token(&AccessToken::new("t"), MINUTE, now + MINUTE));
         assert!(slot.open(&[7; 32]).is_some(), "the password stays proven");
     }
 }

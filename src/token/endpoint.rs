@@ -526,8 +526,11 @@ mod tests {
         assert_eq!(error, told);
         let request = seen.recv().await.unwrap();
         assert!(request.starts_with("CONNECT login.example:443 "), "{request}");
-        assert!(request.contains("roxy-authorization: Basic c3ZjOnA6dw==\r\n")
-            || request.contains("roxy-Authorization: Basic c3ZjOnA6dw==\r\n"), "{request}");
+        assert!(
+            request.contains("roxy-authorization: Basic c3ZjOnA6dw==\r\n")
+                || request.contains("roxy-Authorization: Basic c3ZjOnA6dw==\r\n"),
+            "{request}"
+        );
 
         let endpoint = Endpoint::new(tls(), gateway(&address, None)).unwrap();
         let error = endpoint.send(&ask("https://login.example/token")).await.unwrap_err();

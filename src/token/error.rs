@@ -526,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_tls_inspecting_proxy_is_answered_with_its_remedy() {
-        let error = WireError { trouble: Trouble::UntrustedIssuer, detail: String::new() };
+        let error = WireError::new(Trouble::UntrustedIssuer, String::new());
         let story = TokenError::Unreachable { authority: "https://a".to_owned(), error }.explain();
         assert!(story.remedy.contains("extra-roots-file"));
     }

@@ -65,6 +65,6 @@ pub trait Tokens: Send + Sync + std::fmt::Debug {
     /// A token for these credentials, or the story of why there is none.
     fn token<'a>(&'a self, request: &'a TokenRequest<'a>) -> TokenFuture<'a>;
     /// Upstream refused this token: it is dropped, so that the next question fetches a new one. `false` where
-    /// that would not help: the token is quite new, so it is not its age that upstream dislikes.
+    /// that would not help: another was dropped just before, so it is not the token's age that upstream dislikes.
     fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken) -> bool;
 }

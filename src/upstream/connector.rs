@@ -83,7 +83,12 @@ impl Connector {
     ///
     /// # Errors
     /// Handshake, certificate, time limit.
-    pub async fn encrypt(&self, io: BoxIo, host: &str, port: u16) -> Result<(BoxIo, Encrypted), UpstreamError> {
+    pub async fn encrypt(
+        &self,
+        io: BoxIo,
+        host: &str,
+        port: u16,
+    ) -> Result<(BoxIo, Encrypted), UpstreamError> {
         self.ground.encrypt(io, host, port, Inside::Mail).await
     }
 

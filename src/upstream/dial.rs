@@ -218,17 +218,16 @@ async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<TcpStr
     }
     let more = failures.len().saturating_sub(FAILURES_SHOWN);
     failures.truncate(FAILURES_SHOWN);
-    let mut why = failures.join("; ");
     if more > 0 {
-        why += &format!("; and {more} more");
+        failures.push(format!("and {more} more"));
     }
-    Err(why)
+    Err(failures.join("; "))
 }
 
 async fn attempt(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    timeout(limit, TcpStream::connect(address))
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))))
+    timeout(limit, TcpStream::connect(address)).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))
+    })
 }
 
 #[cfg(test)]

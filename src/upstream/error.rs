@@ -46,7 +46,9 @@ pub enum UpstreamError {
         why: String,
     },
     /// The outbound proxy took the request for a tunnel, and said nothing.
-    #[error("the outbound proxy `{proxy}` gave no answer within {limit:?} when asked for a tunnel to `{target}`")]
+    #[error(
+        "the outbound proxy `{proxy}` gave no answer within {limit:?} when asked for a tunnel to `{target}`"
+    )]
     ProxySilent {
         /// The proxy's host and port.
         proxy: String,
@@ -172,14 +174,13 @@ impl UpstreamError {
     /// The same failure on the way to the outbound proxy: there, other things are to be done.
     #[must_use]
     pub fn of_proxy(self, proxy: &str) -> Self {
-        match self {
-            Self::Resolve { .. } | Self::Dial { .. } => {
-                Self::ProxyDown { proxy: proxy.to_owned(), why: self.to_string() }
-            }
-            other => other,
+        if matches!(self, Self::Resolve { .. } | Self::Dial { .. }) {
+            return Self::ProxyDown { proxy: proxy.to_owned(), why: self.to_string() };
         }
+        self
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm for each variant, side by side")]
     fn remedy(&self) -> (&'static str, Fault, String) {
         match self {
             Self::Resolve { host, .. } => (
@@ -203,46 +204,6 @@ impl UpstreamError {
                     "find out what swallows packets to {target} (a firewall that drops is the usual one; it happened while {doing})"
                 ),
             ),
-            Self::ProxyDown { .. } | Self::ProxySilent { .. } | Self::ProxySignIn { .. } => self.proxy_remedy(),
-            Self::ProxyRefused { .. } | Self::ProxyBroken { .. } => self.proxy_remedy(),
-            Self::Certificate { target, flaw } => (
-                match flaw.kind() {
-                    Kind::Issuer => "TLS-UNKNOWN-ISSUER",
-                    Kind::Expired => "TLS-EXPIRED",
-                    Kind::NotYetValid => "TLS-NOT-YET-VALID",
-                    Kind::Name => "TLS-WRONG-NAME",
-                    Kind::Other => "TLS-CERTIFICATE",
-                },
-                Fault::Network,
-                flaw.remedy(target),
-            ),
-            Self::WantsCertificate { target } => (
-                "TLS-CLIENT-CERTIFICATE",
-                Fault::Configuration,
-                format!(
-                    "have a client certificate issued for {target}, and name it in `tls.client-certificate-file` and `tls.client-key-file`"
-                ),
-            ),
-            Self::NoTls { target } => (
-                "TLS-NONE",
-                Fault::Network,
-                format!("check the port of {target} and `upstream-tls`; a firewall or a captive portal may answer in its place"),
-            ),
-            Self::Tls { target, .. } => (
-                "TLS-HANDSHAKE",
-                Fault::Network,
-                format!("check that {target} speaks TLS 1.2 or newer and that `upstream-tls` is right; some firewalls stumble over `tls.post-quantum: true`"),
-            ),
-            Self::Broken { .. } => (
-                "UPSTREAM-BROKEN",
-                Fault::Provider,
-                "try again; if it goes on, look at the firewall between and at Microsoft's service health".to_owned(),
-            ),
-        }
-    }
-
-    fn proxy_remedy(&self) -> (&'static str, Fault, String) {
-        match self {
             Self::ProxyDown { proxy, .. } => (
                 "PROXY-UNREACHABLE",
                 Fault::Network,
@@ -265,9 +226,48 @@ impl UpstreamError {
             Self::ProxyBroken { proxy, .. } => (
                 "PROXY-BROKEN",
                 Fault::Configuration,
-                format!("check that {proxy} is the kind of proxy that `outbound-proxy.url` says: http://, https:// or socks5h://"),
+                format!(
+                    "check that {proxy} is the kind of proxy that `outbound-proxy.url` says: http://, https:// or socks5h://"
+                ),
             ),
-            _ => ("PROXY-REFUSED", Fault::Network, "look at the outbound proxy".to_owned()),
+            Self::Certificate { target, flaw } => (
+                match flaw.kind() {
+                    Kind::Issuer => "TLS-UNKNOWN-ISSUER",
+                    Kind::Expired => "TLS-EXPIRED",
+                    Kind::NotYetValid => "TLS-NOT-YET-VALID",
+                    Kind::Name => "TLS-WRONG-NAME",
+                    Kind::Other => "TLS-CERTIFICATE",
+                },
+                Fault::Network,
+                flaw.remedy(target),
+            ),
+            Self::WantsCertificate { target } => (
+                "TLS-CLIENT-CERTIFICATE",
+                Fault::Configuration,
+                format!(
+                    "have a client certificate issued for {target}, and name it in `tls.client-certificate-file` and `tls.client-key-file`"
+                ),
+            ),
+            Self::NoTls { target } => (
+                "TLS-NONE",
+                Fault::Network,
+                format!(
+                    "check the port of {target} and `upstream-tls`; a firewall or a captive portal may answer in its place"
+                ),
+            ),
+            Self::Tls { target, .. } => (
+                "TLS-HANDSHAKE",
+                Fault::Network,
+                format!(
+                    "check that {target} speaks TLS 1.2 or newer and that `upstream-tls` is right; some firewalls stumble over `tls.post-quantum: true`"
+                ),
+            ),
+            Self::Broken { .. } => (
+                "UPSTREAM-BROKEN",
+                Fault::Provider,
+                "try again; if it goes on, look at the firewall between and at Microsoft's service health"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -299,7 +299,11 @@ fn sign_in_remedy(proxy: &str, why: SignInTrouble, offers: &str) -> String {
         ),
         SignInTrouble::Refused(scheme) => format!(
             "correct `outbound-proxy.username` and `password-file` for {proxy}{}; to spare the account a lock-out it is asked again after a minute only",
-            if scheme == "NTLM" { ", and write the user name with its domain, like `CONTOSO\\svc-mail`" } else { "" }
+            if scheme == "NTLM" {
+                ", and write the user name with its domain, like `CONTOSO\\svc-mail`"
+            } else {
+                ""
+            }
         ),
         SignInTrouble::NoTicket => format!(
             "get a ticket for the account that mailkey runs as (`kinit -k -t …`, KRB5CCNAME), or set `username` and `password-file` for {proxy} ({offers})"
@@ -339,7 +343,11 @@ fn refused_remedy(proxy: &str, target: &str, kind: ProxyNo) -> (&'static str, St
 }
 
 fn offered(offers: &[String]) -> String {
-    if offers.is_empty() { "it offers nothing".to_owned() } else { format!("it offers {}", offers.join(", ")) }
+    if offers.is_empty() {
+        "it offers nothing".to_owned()
+    } else {
+        format!("it offers {}", offers.join(", "))
+    }
 }
 
 /// An I/O error holds its cause where `source` does not show it; and they come nested.

@@ -58,8 +58,10 @@ impl Gateway {
     ///
     /// # Errors
     /// No port, or no random numbers.
-    pub async fn open(connector: Arc<Connector>, closing: CancellationToken) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    pub fn open(connector: Arc<Connector>, closing: CancellationToken) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         let mut random = Zeroizing::new([0_u8; 32]);
         rand::fill(&mut *random).map_err(|_| io::Error::other("the system gives no random numbers"))?;
         let gateway = Self {
@@ -209,11 +211,11 @@ mod tests {
     use crate::config::model::Tls;
     use crate::upstream::tls::outbound_config;
 
-    async fn gateway() -> (Gateway, CancellationToken) {
+    fn gateway() -> (Gateway, CancellationToken) {
         let tls = outbound_config(&Tls::default()).unwrap();
         let connector = Arc::new(Connector::new(tls, Vec::new(), Duration::from_secs(5)));
         let closing = CancellationToken::new();
-        (Gateway::open(connector, closing.clone()).await.unwrap(), closing)
+        (Gateway::open(connector, closing.clone()).unwrap(), closing)
     }
 
     async fn say(gateway: &Gateway, request: &str) -> String {
@@ -226,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_without_the_credential_gets_through() {
-        let (gateway, _closing) = gateway().await;
+        let (gateway, _closing) = gateway();
         assert!(gateway.address().ip().is_loopback());
         let target = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         for authorization in ["", "Proxy-Authorization: Basic bWFpbGtleTo=\r\n", "Authorization: x\r\n"] {
@@ -234,13 +236,13 @@ mod tests {
             assert!(answer.starts_with("HTTP/1.1 407 "), "{answer}");
         }
         assert!(gateway.failures().last("127.0.0.1", target.port()).is_none(), "nothing was dialled");
-        let other = self::gateway().await.0;
+        let other = self::gateway().0;
         assert_ne!(other.password(), gateway.password());
     }
 
     #[tokio::test]
     async fn a_tunnel_carries_bytes_and_a_failure_is_kept_until_it_works_again() {
-        let (gateway, closing) = gateway().await;
+        let (gateway, closing) = gateway();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);

@@ -46,12 +46,8 @@ impl Kerberos {
         let (account, service) = (self.clone(), format!("HTTP@{proxy}"));
         blocking(move || {
             let target = Name::new(service.as_bytes(), Some(GSS_NT_HOSTBASED_SERVICE))?;
-            let context = ClientCtx::new(
-                account.ticket()?,
-                target,
-                CtxFlags::GSS_C_MUTUAL_FLAG,
-                Some(GSS_MECH_SPNEGO),
-            );
+            let context =
+                ClientCtx::new(account.ticket()?, target, CtxFlags::GSS_C_MUTUAL_FLAG, Some(GSS_MECH_SPNEGO));
             advance(context, None)
         })
         .await

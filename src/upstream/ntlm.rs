@@ -116,7 +116,7 @@ pub fn authenticate(
         .and_then(|pair| <[u8; 8]>::try_from(pair.value.as_slice()).ok())
         .unwrap_or_else(|| filetime(fresh.now).to_le_bytes());
     let info = answered_info(&told.info, with_mic, spn)?;
-    let response = respond(&key, &told.nonce, &fresh.client_challenge, &time, &info);
+    let response = respond(&key, told.nonce, fresh.client_challenge, time, &info);
     let lm = if with_mic { vec![0; 24] } else { response.lm };
     let mut message = Authenticate {
         // what the proxy does not know is not claimed
@@ -240,16 +240,16 @@ struct Response {
 }
 
 /// ComputeResponse of NTLMv2 (§3.3.2).
-fn respond(key: &[u8; 16], nonce: &[u8; 8], client: &[u8; 8], time: &[u8; 8], info: &[u8]) -> Response {
+fn respond(key: &[u8; 16], nonce: [u8; 8], client: [u8; 8], time: [u8; 8], info: &[u8]) -> Response {
     let mut temp = vec![1, 1, 0, 0, 0, 0, 0, 0];
-    temp.extend_from_slice(time);
-    temp.extend_from_slice(client);
+    temp.extend_from_slice(&time);
+    temp.extend_from_slice(&client);
     temp.extend_from_slice(&[0; 4]);
     temp.extend_from_slice(info);
     temp.extend_from_slice(&[0; 4]);
-    let proof = hmac_md5(key, &[nonce, &temp]);
+    let proof = hmac_md5(key, &[&nonce, &temp]);
     Response {
-        lm: [&hmac_md5(key, &[nonce, client])[..], client].concat(),
+        lm: [&hmac_md5(key, &[&nonce, &client])[..], &client].concat(),
         nt: [&proof[..], &temp].concat(),
         session_base_key: Zeroizing::new(hmac_md5(key, &[&proof])),
     }
@@ -272,8 +272,7 @@ impl Authenticate<'_> {
     fn encode(&self) -> Result<Vec<u8>, NtlmError> {
         let head = if self.room_for_mic { MIC_AT + MIC } else { MIC_AT };
         // the payload's order is Windows' own: names first
-        let payload =
-            [self.domain, self.user, self.workstation, self.lm, self.nt, self.session_key];
+        let payload = [self.domain, self.user, self.workstation, self.lm, self.nt, self.session_key];
         let mut places = [(0_u16, 0_u32); 6];
         let mut at = u32::try_from(head).map_err(|_| NtlmError::TooLong)?;
         for (place, part) in places.iter_mut().zip(payload) {
@@ -376,7 +375,8 @@ mod tests {
     }
 
     fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|b| format!("{b:02x}")).collect()
+        let pairs: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        pairs.concat()
     }
 
     const USER: Who<'static> = Who { domain: "Domain", user: "User" };
@@ -384,7 +384,7 @@ mod tests {
     fn respond_as_in_the_book() -> Response {
         let told = Challenge::read(&unhex(CHALLENGE)).unwrap();
         let info = answered_info(&told.info, false, "").unwrap();
-        respond(&response_key(USER, "Password"), &told.nonce, &[0xaa; 8], &[0; 8], &info)
+        respond(&response_key(USER, "Password"), told.nonce, [0xaa; 8], [0; 8], &info)
     }
 
     /// RC4, which only the book's key exchange needs.

@@ -130,10 +130,8 @@ impl Proxy {
             return Err(error);
         }
         // a wrong password is to be counted once, however many connections wait
-        let turn = match self.memory().works {
-            Some(_) => None,
-            None => Some(self.first.lock().await),
-        };
+        let unknown = self.memory().works.is_none();
+        let turn = if unknown { Some(self.first.lock().await) } else { None };
         if turn.is_some()
             && let Some(error) = self.held_back()
         {
@@ -206,7 +204,13 @@ impl Proxy {
 
     /// What to try after a 407. Never a weaker scheme once user name and password have been refused: that
     /// would show them again, and in clear text.
-    fn next(&self, last: Scheme, judged: bool, tried: &[Scheme], answer: &Answer) -> Result<Scheme, UpstreamError> {
+    fn next(
+        &self,
+        last: Scheme,
+        judged: bool,
+        tried: &[Scheme],
+        answer: &Answer,
+    ) -> Result<Scheme, UpstreamError> {
         let has_login = self.settings.username.is_some();
         let usable = |scheme: Scheme| match scheme {
             Scheme::Anonymous => false,
@@ -273,9 +277,8 @@ impl Proxy {
         aws_lc_rs::rand::fill(&mut fresh.client_challenge)
             .map_err(|_| self.broken("a challenge, and the system gives no random numbers"))?;
         let spn = format!("HTTP/{}", self.settings.url.host_str().unwrap_or_default());
-        let third =
-            ntlm::authenticate(&first, challenge, ntlm::Who::parse(user), password, &spn, fresh)
-                .map_err(|error| self.broken(&format!("a challenge for NTLM of no use: {error}")))?;
+        let third = ntlm::authenticate(&first, challenge, ntlm::Who::parse(user), password, &spn, fresh)
+            .map_err(|error| self.broken(&format!("a challenge for NTLM of no use: {error}")))?;
         let answer = self.ask(line, target, Some((Scheme::Ntlm, &third))).await?;
         Ok(Outcome::Answered { answer, judged: true })
     }
@@ -395,8 +398,8 @@ fn no_of(answer: &Answer) -> ProxyNo {
 
 /// The token that the proxy sent for a scheme.
 fn token(answer: &Answer, scheme: Scheme) -> Option<&[u8]> {
-    let ours = answer.challenges.iter().filter(|challenge| Scheme::of(&challenge.scheme) == Some(scheme));
-    ours.filter_map(|challenge| challenge.token.as_deref()).next()
+    let mut ours = answer.challenges.iter().filter(|challenge| Scheme::of(&challenge.scheme) == Some(scheme));
+    ours.find_map(|challenge| challenge.token.as_deref())
 }
 
 #[cfg(test)]

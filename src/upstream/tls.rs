@@ -85,11 +85,11 @@ impl ServerCertVerifier for Naming {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.usual.verify_server_cert(leaf, others, name, ocsp, now).map_err(|error| match error {
-            Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-                Stranger::of(leaf, others).into_rustls()
+        self.usual.verify_server_cert(leaf, others, name, ocsp, now).map_err(|error| {
+            if error == Error::InvalidCertificate(CertificateError::UnknownIssuer) {
+                return Stranger::of(leaf, others).into_rustls();
             }
-            other => other,
+            error
         })
     }
 

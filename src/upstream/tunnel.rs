@@ -511,7 +511,10 @@ mod tests {
             let (answer, line, _) = ask(refusal).await;
             let answer = answer.unwrap();
             assert!(answer.reusable, "{answer:?}");
-            assert_eq!(answer.challenges, [Challenge { scheme: "NTLM".to_owned(), token: Some(b"NTLM".to_vec()) }]);
+            assert_eq!(
+                answer.challenges,
+                [Challenge { scheme: "NTLM".to_owned(), token: Some(b"NTLM".to_vec()) }]
+            );
             let mut rest = [0; 1];
             line.into_tunnel().read_exact(&mut rest).await.unwrap();
             assert_eq!(&rest, b"!");
@@ -556,7 +559,8 @@ mod tests {
         let flood = tokio::spawn(async move {
             while near.write_all(b"X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n").await.is_ok() {}
         });
-        let error = Line { io: Box::new(far), ahead: b"HTTP/1.1 200 OK\r\n".to_vec() }.head().await.unwrap_err();
+        let error =
+            Line { io: Box::new(far), ahead: b"HTTP/1.1 200 OK\r\n".to_vec() }.head().await.unwrap_err();
         assert_eq!(error.to_string(), "an answer without end");
         flood.await.unwrap();
     }
