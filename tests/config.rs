@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mailkey::config::model::{Config, FrontTls, Grant, HostRule, Protocol, Store, Upstream};
+use mailkey::config::model::{Config, FrontTls, Grant, HostRule, Protocol, Purpose, Store, Upstream};
 use mailkey::config::problem::Problems;
 use mailkey::config::{self, Loaded};
 use proptest::prelude::*;
@@ -34,6 +34,8 @@ fn folder() -> tempfile::TempDir {
         "certs/app.key",
         "certs/server.pem",
         "certs/server.key",
+        "certs/client.pem",
+        "certs/client.key",
         "certs/corporate-ca.pem",
         "secrets/client-secret",
         "secrets/outbound-proxy",
@@ -454,6 +456,38 @@ fn the_environments_proxy_counts_where_the_file_names_none() {
     assert_eq!(loaded.remarks.len(), 1);
     let off = read_in(Path::new("."), &small("", "outbound-proxy: off\n"), &env).unwrap();
     assert!(off.config.outbound_proxies.is_empty() && off.remarks.is_empty());
+}
+
+#[test]
+fn each_host_has_its_proxy_and_the_first_that_fits_is_taken() {
+    let config = must(&small(
+        "",
+        "outbound-proxy:\n  - {url: 'http://a.example:1', for: [microsoftonline.com, 192.0.2.0/24]}\n  \
+         - {url: 'socks5h://b.example:2', use-for: mail, no-proxy: [.contoso.com]}\n  \
+         - {url: 'https://c.example', use-for: [identity, mail]}\n",
+    ));
+    let chosen = |purpose, host| {
+        let proxy = config.outbound_proxies.iter().find(|proxy| proxy.serves(purpose, host));
+        proxy.and_then(|proxy| proxy.url.host_str()).unwrap_or("none")
+    };
+    assert_eq!(chosen(Purpose::Identity, "login.microsoftonline.com"), "a.example");
+    assert_eq!(chosen(Purpose::Ews, "192.0.2.9"), "a.example");
+    assert_eq!(chosen(Purpose::Ews, "outlook.office365.com"), "none");
+    assert_eq!(chosen(Purpose::Mail, "outlook.office365.com"), "b.example");
+    assert_eq!(chosen(Purpose::Mail, "mail.contoso.com"), "c.example");
+    assert_eq!(chosen(Purpose::Identity, "sts.contoso.com"), "c.example");
+}
+
+#[test]
+fn negotiate_is_taken_by_a_build_that_has_it() {
+    let read = read(&small("", "outbound-proxy: {url: 'http://proxy.example:3128', auth: negotiate}\n"));
+    match read {
+        Ok(_) => assert!(cfg!(feature = "negotiate")),
+        Err(problems) => {
+            assert!(!cfg!(feature = "negotiate"));
+            assert_eq!(whats(&problems), ["this build has no Negotiate (Kerberos)"]);
+        }
+    }
 }
 
 #[test]
