@@ -17,6 +17,7 @@ mod config;
 mod hostile;
 mod house;
 mod passwords;
+mod proxies;
 mod readme;
 mod simulator;
 mod slicing;

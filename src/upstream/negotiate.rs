@@ -59,9 +59,9 @@ impl Kerberos {
         let mut kept = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
         let alive = |cred: &Cred| cred.lifetime().is_ok_and(|left| left > LIFE_LEFT);
         if !kept.as_ref().is_some_and(alive) {
-            let mut kerberos = OidSet::new()?;
-            kerberos.add(&GSS_MECH_KRB5)?;
-            kerberos.add(&GSS_MECH_SPNEGO)?;
+            let mut kerberos = OidSet::new();
+            kerberos.add(GSS_MECH_KRB5)?;
+            kerberos.add(GSS_MECH_SPNEGO)?;
             let name = Name::new(user.as_bytes(), Some(GSS_NT_USER_NAME))?;
             let cred = Cred::acquire_with_password(
                 Some(&name),

@@ -1,0 +1,1 @@
+//! Faults at each step of the way.

@@ -1,0 +1,1 @@
+//! Nothing leaks around the proxy.
