@@ -481,12 +481,9 @@ fn each_host_has_its_proxy_and_the_first_that_fits_is_taken() {
 #[test]
 fn negotiate_is_taken_by_a_build_that_has_it() {
     let read = read(&small("", "outbound-proxy: {url: 'http://proxy.example:3128', auth: negotiate}\n"));
-    match read {
-        Ok(_) => assert!(cfg!(feature = "negotiate")),
-        Err(problems) => {
-            assert!(!cfg!(feature = "negotiate"));
-            assert_eq!(whats(&problems), ["this build has no Negotiate (Kerberos)"]);
-        }
+    assert_eq!(read.is_ok(), cfg!(feature = "negotiate"));
+    if let Err(problems) = read {
+        assert_eq!(whats(&problems), ["this build has no Negotiate (Kerberos)"]);
     }
 }
 

@@ -288,21 +288,18 @@ fn wire_error(error: &reqwest::Error, url: &Url, why: Option<&Why>) -> WireError
     let causes: Vec<&(dyn StdError + 'static)> = chain(error).collect();
     let says = |text: &str| causes.iter().any(|cause| cause.to_string().contains(text));
     let host = url.host_str().unwrap_or_default();
-    if let Some(why) = why.filter(|_| says("tunnel error"))
-        && let Some(told) = why(host.trim_matches(['[', ']']), url.port_or_known_default().unwrap_or(443))
-    {
-        return told;
+    if let Some(why) = why.filter(|_| says("tunnel error")) {
+        let told = why(host.trim_matches(['[', ']']), url.port_or_known_default().unwrap_or(443));
+        return told.unwrap_or_else(|| WireError::new(Trouble::ProxyUnreachable, innermost(error)));
     }
     if let Some(tls) = causes.iter().find_map(|cause| tls_cause(*cause)) {
         return tls_trouble(tls, host, innermost(error));
     }
     let trouble = if error.is_timeout() {
         Trouble::Timeout
-    } else if why.is_some() && error.is_connect() {
-        Trouble::ProxyUnreachable
     } else if says("dns error") {
         Trouble::Dns
-    } else if error.is_connect() {
+    } else if error.is_connect() && !says("handshake eof") && !says("reset by peer") {
         Trouble::Connect
     } else {
         Trouble::BrokenOff
