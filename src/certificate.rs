@@ -19,10 +19,10 @@ const CHAIN: usize = 10;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// The chain ends at an issuer that is not among the trusted roots.
-    #[error("issued by `{}`, which is not trusted here (topmost certificate presented: `{}`, SHA-256 {})", .0.issuer, .0.subject, .0.fingerprint)]
+    #[error("it is issued by `{}`, which is not trusted here (topmost certificate presented: `{}`, SHA-256 {})", .0.issuer, .0.subject, .0.fingerprint)]
     UnknownIssuer(Stranger),
     /// It was good once.
-    #[error("ended at {ended}, and this machine's clock says {now}")]
+    #[error("it ended at {ended}, and this machine's clock says {now}")]
     Expired {
         /// Not after.
         ended: Timestamp,
@@ -30,7 +30,7 @@ pub enum Flaw {
         now: Timestamp,
     },
     /// It will be good.
-    #[error("begins at {begins} only, and this machine's clock says {now}")]
+    #[error("it begins at {begins} only, and this machine's clock says {now}")]
     NotYetValid {
         /// Not before.
         begins: Timestamp,
@@ -38,7 +38,7 @@ pub enum Flaw {
         now: Timestamp,
     },
     /// It is somebody else's.
-    #[error("is not for `{wanted}` but for {names}")]
+    #[error("it is not for `{wanted}` but for {names}")]
     WrongName {
         /// The name that was asked for.
         wanted: String,

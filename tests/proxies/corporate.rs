@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use mailkey::simulator::{ALICE, PUBLIC_CLIENT_ID, Settings, Simulator};
@@ -43,9 +44,16 @@ pub fn open_folder() -> TempDir {
     folder
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that the system does not give to those who ask for any.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id() % 1000).unwrap() * 20;
+    loop {
+        let port = 10_000 + (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Starts a program; one that is not there is a failed test, never a skipped one.
@@ -67,6 +75,11 @@ pub fn must(program: &str, arguments: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a refusal's log line says of what happened.
+pub fn what(refusal: &serde_json::Value) -> &str {
+    refusal["what"].as_str().or(refusal["message"].as_str()).unwrap()
 }
 
 /// Waits until something is so.
@@ -122,12 +135,9 @@ impl Mailkey {
         let process = spawn(command.stdout(Stdio::null()).stderr(log));
         let mut mailkey = Self { process, folder, ports: HashMap::new() };
         until("mailkey listens", || {
+            let ended = mailkey.process.0.try_wait().unwrap();
+            assert!(ended.is_none(), "mailkey does not start: {}", mailkey.raw_log());
             let lines = mailkey.log();
-            assert!(
-                !lines.iter().any(|line| line["level"] == "ERROR"),
-                "mailkey does not start: {lines:#?} {}",
-                mailkey.raw_log()
-            );
             lines.iter().filter(|line| line["message"] == "listening").count() == 6
         })
         .await;
@@ -165,6 +175,11 @@ impl Mailkey {
         })
         .await;
         self.log().into_iter().filter(of).nth(nth - 1).unwrap()
+    }
+
+    /// How often a listener has refused so far.
+    pub fn refusals(&self, listener: &str) -> usize {
+        self.log().iter().filter(|line| line["listener"] == listener && line["code"].is_string()).count()
     }
 
     /// Open file descriptors, sockets and all.
@@ -295,7 +310,7 @@ pub fn write_hosts(folder: &Path) -> PathBuf {
 
 /// A running Squid.
 pub struct Squid {
-    _process: Running,
+    process: Running,
     pub folder: TempDir,
     pub port: u16,
 }
@@ -348,8 +363,16 @@ impl Squid {
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "bash", "-e", "start.sh"]).current_dir(folder.path());
         command.stdout(output.try_clone().unwrap()).stderr(output);
-        let squid = Self { _process: spawn(&mut command), folder, port };
-        listening(SocketAddr::new(plan.address.parse().unwrap(), port)).await;
+        let mut squid = Self { process: spawn(&mut command), folder, port };
+        let address = SocketAddr::new(plan.address.parse().unwrap(), port);
+        until("Squid listens", || {
+            if squid.process.0.try_wait().unwrap().is_some() {
+                let read = |name| std::fs::read_to_string(squid.folder.path().join(name)).unwrap_or_default();
+                panic!("Squid ended: {}{}", read("output"), read("cache.log"));
+            }
+            std::net::TcpStream::connect(address).is_ok()
+        })
+        .await;
         squid
     }
 
