@@ -126,7 +126,7 @@ pub enum UpstreamError {
 }
 
 /// What was wrong about our sign-in at the outbound proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignInTrouble {
     /// There is no user name, and it does not go without.
     #[error("no user name is configured")]
@@ -138,8 +138,8 @@ pub enum SignInTrouble {
     #[error("user name or password is not taken ({0})")]
     Refused(&'static str),
     /// There is no Kerberos ticket.
-    #[error("no Kerberos ticket can be had here")]
-    NoTicket,
+    #[error("no Kerberos ticket can be had: {0}")]
+    NoTicket(String),
 }
 
 /// Why a proxy opens no tunnel.
@@ -217,7 +217,7 @@ impl UpstreamError {
                 ),
             ),
             Self::ProxySignIn { proxy, why, offers } => {
-                ("PROXY-SIGN-IN", Fault::Configuration, sign_in_remedy(proxy, *why, &offered(offers)))
+                ("PROXY-SIGN-IN", Fault::Configuration, sign_in_remedy(proxy, why, &offered(offers)))
             }
             Self::ProxyRefused { proxy, target, kind, .. } => {
                 let (code, remedy) = refused_remedy(proxy, target, *kind);
@@ -286,7 +286,7 @@ impl Explain for UpstreamError {
     }
 }
 
-fn sign_in_remedy(proxy: &str, why: SignInTrouble, offers: &str) -> String {
+fn sign_in_remedy(proxy: &str, why: &SignInTrouble, offers: &str) -> String {
     match why {
         SignInTrouble::NoCredentials => {
             format!("set `outbound-proxy.username` and `password-file` for {proxy} ({offers})")
@@ -299,14 +299,14 @@ fn sign_in_remedy(proxy: &str, why: SignInTrouble, offers: &str) -> String {
         ),
         SignInTrouble::Refused(scheme) => format!(
             "correct `outbound-proxy.username` and `password-file` for {proxy}{}; to spare the account a lock-out it is asked again after a minute only",
-            if scheme == "NTLM" {
+            if *scheme == "NTLM" {
                 ", and write the user name with its domain, like `CONTOSO\\svc-mail`"
             } else {
                 ""
             }
         ),
-        SignInTrouble::NoTicket => format!(
-            "get a ticket for the account that mailkey runs as (`kinit -k -t …`, KRB5CCNAME), or set `username` and `password-file` for {proxy} ({offers})"
+        SignInTrouble::NoTicket(_) => format!(
+            "get a ticket for the account that mailkey runs as (`kinit -k -t …`, KRB5CCNAME), or correct `outbound-proxy.username`, with its realm like `svc-mail@CONTOSO.COM`, and `password-file` for {proxy} ({offers})"
         ),
     }
 }

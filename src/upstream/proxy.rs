@@ -142,7 +142,9 @@ impl Proxy {
         } else {
             self.connect(ground, host, port).await
         };
-        if let Err(error @ UpstreamError::ProxySignIn { why: SignInTrouble::Refused(_), .. }) = &opened {
+        if let Err(error @ UpstreamError::ProxySignIn { why, .. }) = &opened
+            && self.has_shown_a_password(why)
+        {
             let mut memory = self.memory();
             // what worked until now may work again soon: a proxy that cannot ask its directory says 407, too
             let hold = if memory.works.take().is_some() { SHORT_HOLD } else { HOLD };
@@ -150,6 +152,15 @@ impl Proxy {
         }
         drop(turn);
         opened
+    }
+
+    /// To the proxy, or to a Kerberos key distribution centre.
+    fn has_shown_a_password(&self, why: &SignInTrouble) -> bool {
+        match why {
+            SignInTrouble::Refused(_) => true,
+            SignInTrouble::NoTicket(_) => self.settings.username.is_some(),
+            SignInTrouble::NoCredentials | SignInTrouble::NoCommonScheme => false,
+        }
     }
 
     fn held_back(&self) -> Option<UpstreamError> {
@@ -166,12 +177,13 @@ impl Proxy {
         let mut tried: Vec<Scheme> = Vec::new();
         let mut scheme = self.memory().works.unwrap_or_else(|| self.opening());
         let mut line = self.line(ground).await?;
+        let mut no_ticket = None;
         loop {
             tried.push(scheme);
             let (answer, judged) = match self.ask_by(scheme, &mut line, &target).await? {
                 Outcome::Answered { answer, judged } => (answer, judged),
                 Outcome::NoTicket(why) => {
-                    tracing::debug!(proxy = self.name, why, "no Kerberos ticket");
+                    no_ticket = Some(why);
                     (self.ask(&mut line, &target, None).await?, false)
                 }
             };
@@ -185,7 +197,17 @@ impl Proxy {
             if answer.status != 407 {
                 return Err(self.refused(&target, no_of(&answer), &answer.reply));
             }
-            scheme = self.next(scheme, judged, &tried, &answer)?;
+            scheme = self.next(scheme, judged, &tried, &answer).map_err(|why| {
+                self.sign_in_failed(
+                    match (why, no_ticket.take()) {
+                        (SignInTrouble::NoCommonScheme | SignInTrouble::NoCredentials, Some(reason)) => {
+                            SignInTrouble::NoTicket(reason)
+                        }
+                        (why, _) => why,
+                    },
+                    &answer,
+                )
+            })?;
             if !answer.reusable {
                 line = self.line(ground).await?;
             }
@@ -210,30 +232,30 @@ impl Proxy {
         judged: bool,
         tried: &[Scheme],
         answer: &Answer,
-    ) -> Result<Scheme, UpstreamError> {
+    ) -> Result<Scheme, SignInTrouble> {
         let has_login = self.settings.username.is_some();
+        let wanted = |own| matches!(self.settings.auth, ProxyAuth::Auto) || self.settings.auth == own;
         let usable = |scheme: Scheme| match scheme {
             Scheme::Anonymous => false,
-            Scheme::Basic => has_login && matches!(self.settings.auth, ProxyAuth::Auto | ProxyAuth::Basic),
-            Scheme::Ntlm => has_login && matches!(self.settings.auth, ProxyAuth::Auto | ProxyAuth::Ntlm),
-            Scheme::Negotiate => {
-                cfg!(feature = "negotiate")
-                    && matches!(self.settings.auth, ProxyAuth::Auto | ProxyAuth::Negotiate)
-            }
+            Scheme::Basic => has_login && wanted(ProxyAuth::Basic),
+            Scheme::Ntlm => has_login && wanted(ProxyAuth::Ntlm),
+            Scheme::Negotiate => cfg!(feature = "negotiate") && wanted(ProxyAuth::Negotiate),
         };
         let offered = || answer.challenges.iter().filter_map(|challenge| Scheme::of(&challenge.scheme));
         let next = offered().filter(|scheme| usable(*scheme) && !tried.contains(scheme)).max();
-        let why = match next {
-            Some(next) if !judged && tried.len() < LEGS => return Ok(next),
-            _ if judged => SignInTrouble::Refused(last.name()),
-            _ if last == Scheme::Negotiate => SignInTrouble::NoTicket,
+        match next {
+            Some(next) if !judged && tried.len() < LEGS => Ok(next),
+            _ if judged => Err(SignInTrouble::Refused(last.name())),
             _ if !has_login && offered().any(|s| matches!(s, Scheme::Basic | Scheme::Ntlm)) => {
-                SignInTrouble::NoCredentials
+                Err(SignInTrouble::NoCredentials)
             }
-            _ => SignInTrouble::NoCommonScheme,
-        };
+            _ => Err(SignInTrouble::NoCommonScheme),
+        }
+    }
+
+    fn sign_in_failed(&self, why: SignInTrouble, answer: &Answer) -> UpstreamError {
         let offers = answer.challenges.iter().map(|challenge| challenge.scheme.clone()).take(8).collect();
-        Err(UpstreamError::ProxySignIn { proxy: self.name.clone(), why, offers })
+        UpstreamError::ProxySignIn { proxy: self.name.clone(), why, offers }
     }
 
     async fn ask_by(&self, scheme: Scheme, line: &mut Line, target: &str) -> Result<Outcome, UpstreamError> {

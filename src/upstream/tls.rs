@@ -201,3 +201,101 @@ pub async fn handshake<S: Io + 'static>(
         Err(error) => Err(UpstreamError::of_tls(target(), &error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{HandshakeKind, ServerConfig};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::JoinSet;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::certificate::{Flaw, Kind};
+
+    /// A server's settings, and a file with the root to trust.
+    fn server() -> (Arc<ServerConfig>, tempfile::TempDir) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("root.pem"), made.cert.pem()).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        config.ticketer = aws_lc_rs::Ticketer::new().unwrap();
+        (Arc::new(config), folder)
+    }
+
+    fn trusting(folder: &tempfile::TempDir) -> Tls {
+        Tls { extra_roots_file: Some(folder.path().join("root.pem")), ..Tls::default() }
+    }
+
+    /// So many handshakes at once; how many were resumed.
+    async fn storm(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>, size: usize) -> usize {
+        let barrier = Arc::new(tokio::sync::Barrier::new(size));
+        let mut handshakes = JoinSet::new();
+        for _ in 0..size {
+            let (client, server) = (Arc::clone(client), Arc::clone(server));
+            let barrier = Arc::clone(&barrier);
+            handshakes.spawn(async move {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                let answering = tokio::spawn(async move {
+                    let mut io = TlsAcceptor::from(server).accept(far).await.unwrap();
+                    io.write_all(b"x").await.unwrap();
+                    io.flush().await.unwrap();
+                    io
+                });
+                let name = ServerName::try_from("localhost").unwrap();
+                let mut io = TlsConnector::from(client).connect(name, near).await.unwrap();
+                // nobody gives a ticket back before all have begun
+                barrier.wait().await;
+                assert_eq!(io.read_u8().await.unwrap(), b'x');
+                drop(answering.await.unwrap());
+                io.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
+            });
+        }
+        handshakes.join_all().await.into_iter().filter(|resumed| *resumed).count()
+    }
+
+    #[tokio::test]
+    async fn a_storm_of_connections_resumes_as_one_connection_does() {
+        let (server, folder) = server();
+        let client = Arc::new(outbound_config(&trusting(&folder)).unwrap());
+        assert_eq!(storm(&client, &server, 40).await, 0);
+        assert_eq!(storm(&client, &server, 40).await, 40);
+    }
+
+    #[tokio::test]
+    async fn an_issuer_nobody_knows_is_named_by_the_verifier() {
+        let (server, folder) = server();
+        let client = Arc::new(outbound_config(&Tls::default()).unwrap());
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move { drop(TlsAcceptor::from(server).accept(far).await) });
+        let error = handshake(&client, "localhost", 993, near).await.map(drop).unwrap_err();
+        let UpstreamError::Certificate { flaw, target } = error else { panic!("{error}") };
+        assert_eq!((flaw.kind(), target.as_str()), (Kind::Issuer, "localhost:993"));
+        let Flaw::UnknownIssuer(top) = flaw else { panic!() };
+        let shown = certificates(&folder.path().join("root.pem")).unwrap();
+        assert_eq!(top.fingerprint, crate::certificate::fingerprint(&shown[0]));
+    }
+
+    #[test]
+    fn a_client_certificate_needs_a_key_that_fits() {
+        let (_, folder) = server();
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            Some(path)
+        };
+        let one = rcgen::generate_simple_self_signed(vec!["one".to_owned()]).unwrap();
+        let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap();
+        let mut tls = trusting(&folder);
+        tls.client_certificate_file = write("one.pem", one.cert.pem());
+        tls.client_key_file = write("one.key", one.signing_key.serialize_pem());
+        assert!(outbound_config(&tls).unwrap().client_auth_cert_resolver.has_certs());
+        tls.client_key_file = write("other.key", other.signing_key.serialize_pem());
+        assert!(matches!(outbound_config(&tls), Err(TlsSetupError::Rustls(_))));
+    }
+}

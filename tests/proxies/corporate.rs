@@ -110,6 +110,10 @@ pub struct Plan {
     pub sections: String,
     /// The host part of every upstream; by default the real names.
     pub host: Option<&'static str>,
+    /// Files beside the configuration, by name.
+    pub files: Vec<(&'static str, String)>,
+    /// Trusted beside the simulator's root, PEM.
+    pub root: String,
     /// Keys of `tls` beside `extra-roots-file`, in flow style, each with a comma before it.
     pub tls: String,
     /// What to run it with, e.g. in a network namespace.
@@ -121,7 +125,13 @@ pub struct Plan {
 impl Mailkey {
     pub async fn start(office: &Simulator, plan: Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("office-ca.pem"), office.ca_pem()).unwrap();
+        std::fs::write(folder.path().join("office-ca.pem"), format!("{}{}", office.ca_pem(), plan.root))
+            .unwrap();
+        for (name, content) in &plan.files {
+            std::fs::write(folder.path().join(name), content).unwrap();
+            std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o600))
+                .unwrap();
+        }
         std::fs::write(folder.path().join("proxy.yaml"), configuration(office, &plan)).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut words = plan.wrapper.clone();
