@@ -14,6 +14,8 @@
 mod clients;
 mod command_line;
 mod config;
+mod distance;
+mod grants;
 mod hostile;
 mod house;
 mod passwords;
@@ -24,3 +26,4 @@ mod slicing;
 mod stage;
 mod store;
 mod transcripts;
+mod warm;
