@@ -19,6 +19,7 @@ mod grants;
 mod hostile;
 mod house;
 mod passwords;
+mod proxies;
 mod readme;
 mod simulator;
 mod slicing;
