@@ -372,7 +372,7 @@ mod tests {
         let warm = WarmConnections::new(WarmSettings {
             protocol: Protocol::Pop3,
             server: server.clone(),
-            connector: Arc::new(Connector::new(Arc::new(tls), None)),
+            connector: Arc::new(Connector::new(tls, Vec::new(), Duration::from_secs(30))),
             most: 1,
             max_age: Duration::from_secs(45),
             host_name: "mailkey.example".to_owned(),
