@@ -16,6 +16,7 @@ mod command_line;
 mod config;
 mod hostile;
 mod house;
+mod legacy;
 mod passwords;
 mod readme;
 mod simulator;

@@ -25,8 +25,12 @@ pub struct Plan {
     pub settings: Settings,
     /// Replaces the usual keys of the `oauth` section, in flow style, without `tenant-authority`.
     pub oauth: Option<String>,
+    /// More listeners, one a line; `{imap}`, `{pop3}`, `{smtp}` are where the simulator is.
+    pub listeners: String,
     /// Whole top-level sections, appended.
     pub sections: String,
+    /// Files that nobody else may read: name and content.
+    pub files: Vec<(&'static str, &'static str)>,
 }
 
 /// A running simulator and a running proxy.
@@ -51,7 +55,10 @@ impl Stage {
         let oauth = plan.oauth.unwrap_or_else(|| {
             format!("client-id: {PUBLIC_CLIENT_ID}, scope: 'https://outlook.office.com/.default'")
         });
-        let text = configuration(&office, &oauth, &plan.sections);
+        for (name, content) in plan.files {
+            write_private(&folder.path().join(name), content);
+        }
+        let text = configuration(&office, &oauth, &plan.listeners, &plan.sections);
         let path = folder.path().join("proxy.yaml");
         std::fs::write(&path, text).unwrap();
         let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
@@ -77,7 +84,7 @@ impl Stage {
     }
 }
 
-fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
+fn configuration(office: &Simulator, oauth: &str, more: &str, sections: &str) -> String {
     let authority = office.authority_url();
     let mut listeners = Vec::new();
     for (protocol, upstream, upstream_tls) in [
@@ -102,6 +109,11 @@ fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
             upstream.port()
         ));
     }
+    let more = more
+        .replace("{imap}", &format!("'localhost:{}'", office.imap().port()))
+        .replace("{pop3}", &format!("'localhost:{}'", office.pop3().port()))
+        .replace("{smtp}", &format!("'localhost:{}', upstream-tls: starttls", office.smtp().port()));
+    listeners.push(more);
     let ews = office.ews().port();
     for (name, tls) in [("ews", "off"), ("ews-tls", "implicit")] {
         listeners.push(format!(
@@ -121,12 +133,15 @@ fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
 fn write_certificate(folder: &Path) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     std::fs::write(folder.join("server.pem"), made.cert.pem()).unwrap();
-    let key = folder.join("server.key");
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    write_private(&folder.join("server.key"), &made.signing_key.serialize_pem());
+}
+
+fn write_private(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 }
 

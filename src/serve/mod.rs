@@ -6,7 +6,9 @@
 pub mod drive;
 pub mod listener;
 pub mod offer;
+pub mod proxied;
 pub mod relay;
+pub mod sender;
 pub mod session;
 pub mod station;
 pub mod tls;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::model::{
-    Account, Application, ClientAuth, Endpoints, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Upstream,
-    UserPattern,
+    Account, Application, ClientAuth, Endpoints, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Template,
+    Upstream, UserPattern,
 };
 use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
@@ -270,6 +270,7 @@ fn listener(accounts: Vec<Account>) -> Listener {
         tls: FrontTls::Off,
         upstream: Upstream::Http("https://outlook.office365.com/".parse().unwrap()),
         allow_from: Vec::new(),
+        proxy_protocol_from: Vec::new(),
         fixed_account: None,
         token_expiry_margin: Duration::from_mins(5),
         accounts: accounts.into_iter().map(Arc::new).collect(),
@@ -295,8 +296,11 @@ fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
     };
     Account {
         user: UserPattern::new(user),
-        mailbox: mailbox.map(str::to_owned),
+        login: None,
+        mailbox: mailbox.map(|mailbox| Template::new(mailbox, 0).unwrap()),
         mailbox_smtp: None,
+        password: None,
+        vouched: false,
         application: Arc::new(application),
         password_hashes: Vec::new(),
     }
