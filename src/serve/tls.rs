@@ -55,7 +55,9 @@ fn lack(error: &io::Error) -> Option<Lack> {
             PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::Tls13RequiredForQuic
-            | PeerIncompatible::SupportedVersionsExtensionRequired,
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            // the extension came with TLS 1.2: a hello without it is an older one, whatever else it says
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired,
         ) => (
             "CLIENT-TLS-TOO-OLD",
             "the mail client speaks no TLS version that is taken here (`tls.minimum-version`, 1.2 at the least): \
@@ -70,7 +72,6 @@ fn lack(error: &io::Error) -> Option<Lack> {
             | PeerIncompatible::NoEcPointFormatsInCommon
             | PeerIncompatible::UncompressedEcPointsRequired
             | PeerIncompatible::NamedGroupsExtensionRequired
-            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::EcPointsExtensionRequired,
         ) => (
             "CLIENT-TLS-NO-CIPHER",
