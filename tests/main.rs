@@ -18,6 +18,7 @@ mod hostile;
 mod house;
 mod legacy;
 mod passwords;
+mod peers;
 mod readme;
 mod simulator;
 mod slicing;

@@ -51,7 +51,9 @@ impl Stage {
         let office = Simulator::start(plan.settings).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         write_certificate(folder.path());
-        std::fs::write(folder.path().join("office-ca.pem"), office.ca_pem()).unwrap();
+        // real servers that a test starts beside the simulator show the proxy's own certificate
+        let beside = std::fs::read_to_string(folder.path().join("server.pem")).unwrap();
+        std::fs::write(folder.path().join("office-ca.pem"), format!("{}{beside}", office.ca_pem())).unwrap();
         let oauth = plan.oauth.unwrap_or_else(|| {
             format!("client-id: {PUBLIC_CLIENT_ID}, scope: 'https://outlook.office.com/.default'")
         });
