@@ -568,6 +568,8 @@ pub struct Tokens {
     pub key: Option<KeySource>,
     /// A token with less life than this is renewed before it is handed out.
     pub refresh_margin: Duration,
+    /// Trusted besides the platform's roots, for `rediss://`: the same as [`Tls::extra_roots_file`].
+    pub extra_roots_file: Option<PathBuf>,
 }
 
 /// A token store.

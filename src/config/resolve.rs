@@ -179,19 +179,44 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             accounts,
         }));
     }
+    let mut tokens = tokens(reader, top.get("tokens"));
+    tokens.extra_roots_file.clone_from(&tls.extra_roots_file);
+    remark_on_sign_ins(reader, &top, &tokens, &applications);
     let early = [&oauth].into_iter().chain(entries.iter().map(|entry| &entry.oauth));
     let early = early.map(OAuth::cloud).any(Cloud::locks_out_early);
     Some(Config {
         listeners,
         outbound_proxy: proxy::outbound(reader, top.get("outbound-proxy")),
         tls,
-        tokens: tokens(reader, top.get("tokens")),
+        tokens,
         guard: guard(reader, top.get("guard"), early),
         limits: limits(reader, top.get("limits")),
         admin: admin
             .map(|listen| Admin { listen: listen.into_iter().map(|address| address.value).collect() }),
         log: log(reader, top.get("log")),
     })
+}
+
+/// A sign-in ahead has to be kept somewhere.
+fn remark_on_sign_ins(
+    reader: &Reader<'_>,
+    top: &Section<'_>,
+    tokens: &Tokens,
+    applications: &[Arc<Application>],
+) {
+    let mut grants = applications.iter().flat_map(|application| &application.grants);
+    let grant = grants.find(|grant| matches!(grant, Grant::DeviceCode | Grant::AuthorizationCode));
+    if let (Store::Memory, Some(grant)) = (&tokens.store, grant) {
+        let at = top.key_at("tokens").or(top.key_at("oauth")).unwrap_or_default();
+        reader.remark(
+            at,
+            format!(
+                "nothing would be kept of `mailkey login`, which `grant: {}` needs: `tokens.store` is `memory`",
+                grant.as_str()
+            ),
+            "set `store: file:/var/lib/mailkey/tokens` and `key-file` under `tokens`",
+        );
+    }
 }
 
 fn drafts(reader: &Reader<'_>, top: &Section<'_>, oauth: &OAuth) -> Vec<Draft> {
@@ -828,7 +853,8 @@ impl Dealing<'_> {
 }
 
 fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
-    let mut tokens = Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE };
+    let mut tokens =
+        Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE, extra_roots_file: None };
     let Some(section) = node.and_then(|node| reader.section(node, "tokens", &TOKEN_KEYS)) else {
         return tokens;
     };

@@ -13,8 +13,8 @@ use super::desk::{BoxBody, BoxError};
 use super::record::Record;
 use crate::seats::Seat;
 
-/// How much of a request is kept until upstream has taken the token.
-pub(super) const MAX_REPLAY: usize = 1 << 20;
+/// How much of a request is kept until upstream has taken the token: what is larger, the mail client sends again.
+pub(super) const MAX_REPLAY: usize = 256 << 10;
 
 /// How much of an unwanted request is read so that the connection can stay open, and for how long.
 pub(super) const MAX_DRAIN: u64 = 1 << 20;
@@ -46,9 +46,10 @@ struct Tapped {
 impl RequestBody {
     pub(super) fn new(body: BoxBody) -> Self {
         let ended = body.is_end_stream();
+        let fits = body.size_hint().lower() <= MAX_REPLAY as u64;
         Self(Arc::new(Mutex::new(Tapped {
             body,
-            copy: Some(Vec::new()),
+            copy: fits.then(Vec::new),
             octets: 0,
             taken_back: false,
             ended,

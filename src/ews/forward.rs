@@ -1,6 +1,6 @@
 //! One request from head to answer: who is it, give it a token, send it on, mind what comes back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, EXPECT, LOCATION};
@@ -36,6 +36,7 @@ pub(super) struct Caller {
 /// Somebody whose name and password could be read, and where they lead.
 struct SignIn {
     credentials: Credentials,
+    source: IpAddr,
     account: Arc<Account>,
     mailbox: String,
 }
@@ -134,7 +135,7 @@ async fn serve(
 ) -> Result<(Response<BoxBody>, Seat), Stop> {
     let desk = &caller.desk;
     let uri = admit(caller, &request)?;
-    let who = identify(desk, &request, record)?;
+    let who = identify(desk, caller.peer.ip(), &request, record)?;
     let granted = token(desk, &who).await?;
     record.granted(granted.origin);
     let limit = desk.limits.sessions_per_user;
@@ -169,7 +170,7 @@ fn admit(caller: &Caller, request: &Request<()>) -> Result<Uri, Stop> {
 }
 
 /// Who sends this, and which account that is.
-fn identify(desk: &Desk, request: &Request<()>, record: &mut Record) -> Result<SignIn, Stop> {
+fn identify(desk: &Desk, source: IpAddr, request: &Request<()>, record: &mut Record) -> Result<SignIn, Stop> {
     let foreign =
         request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
     if foreign {
@@ -194,7 +195,7 @@ fn identify(desk: &Desk, request: &Request<()>, record: &mut Record) -> Result<S
     if account.application.grants.iter().any(app_only) {
         return Err(EwsError::AppOnly.into());
     }
-    Ok(SignIn { credentials, account, mailbox })
+    Ok(SignIn { credentials, source, account, mailbox })
 }
 
 async fn token(desk: &Desk, who: &SignIn) -> Result<Granted, Explanation> {
@@ -212,6 +213,7 @@ fn ask<'a>(desk: &Desk, who: &'a SignIn) -> TokenRequest<'a> {
         account: &who.account,
         protocol: Protocol::Ews,
         credentials: &who.credentials,
+        source: who.source,
         deadline: clock::now() + desk.limits.login_timeout,
     }
 }

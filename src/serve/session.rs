@@ -216,7 +216,8 @@ impl Session {
         let server = station.server().ok_or_else(|| not_served(user))?;
         let mailbox = account.mailbox_for(user, protocol);
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
-        let request = TokenRequest { account, protocol, credentials: &login.credentials, deadline };
+        let credentials = &login.credentials;
+        let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
         let mut again = true;
         loop {
             let granted = station.tokens.token(&request).await?;

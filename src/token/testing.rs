@@ -262,6 +262,21 @@ impl Store for TestStore {
         })
     }
 
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let stored = self.sign_in(key).await?;
+            if stored.is_none_or(|stored| stored.refresh_token != before.refresh_token) {
+                return Ok(false);
+            }
+            self.save_sign_in(key, renewed).await.map(|()| true)
+        })
+    }
+
     fn remove_sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, bool> {
         self.answer(|| self.sign_ins.lock().unwrap().remove(key).is_some())
     }
