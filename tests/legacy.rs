@@ -191,7 +191,7 @@ fn devices() -> Plan {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trap_17_a_device_that_cannot_sign_in_sends_as_the_account_of_its_listener() {
+async fn trap_25_and_26_a_device_sends_as_its_listeners_account_and_upstream_judges_the_sender() {
     let stage = Stage::planned(devices()).await;
     let mut wire = stage.wire("scanners").await;
     wire.until("220").await;
@@ -380,6 +380,22 @@ async fn trap_04_an_upstream_that_is_away_at_the_start_changes_nothing_for_clien
     assert!(before.contains(&"IDLE".to_owned()), "{before:?}");
     stage.office.mischief().calm();
     assert!(imap_login(&stage, ALICE.0, ALICE.1).await.starts_with("a OK"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trap_13_commands_that_change_the_session_reach_upstream_as_they_are() {
+    let stage = Stage::usual().await;
+    let mut wire = stage.wire("imap").await;
+    wire.until("* OK").await;
+    wire.ask(&format!("a LOGIN {} {}", ALICE.0, quoted(ALICE.1)), "a OK").await;
+    // upstream's own words come back, whichever they are; ours would be those of the login dialogue
+    for (command, answer) in
+        [("b ENABLE UTF8=ACCEPT", "b "), ("c COMPRESS DEFLATE", "c "), ("d NOTIFY NONE", "d ")]
+    {
+        let told = wire.ask(command, answer).await;
+        assert!(!told.contains("Mailkey") && !told.contains("sign in"), "{told}");
+    }
+    wire.ask("e LOGOUT", "e OK").await;
 }
 
 async fn signed_in_smtp(stage: &Stage) -> Wire {

@@ -55,9 +55,10 @@ impl Ports {
 
 /// The proxy before Dovecot and Postfix, which believe the simulator's identity provider.
 struct RealOffice {
+    /// Stopped first: their folder goes after them.
+    _servers: Vec<Server>,
     stage: Arc<Stage>,
     folder: tempfile::TempDir,
-    _servers: Vec<Server>,
     introspection: JoinHandle<()>,
 }
 
@@ -67,15 +68,18 @@ impl Drop for RealOffice {
     }
 }
 
-/// A server in a process group of its own, ended with the test.
-struct Server(Child);
+/// A server, and the command that ends it with all of its processes.
+struct Server {
+    _child: Child,
+    stop: [String; 4],
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // its children end with it: both masters pass the signal on
-        if let Some(id) = self.0.id() {
-            drop(std::process::Command::new("kill").arg(id.to_string()).status());
-        }
+        let [program, arguments @ ..] = &self.stop;
+        let stopped = std::process::Command::new(program).args(arguments).output();
+        // a server that never came up has nothing to stop; the test has said so already
+        drop(stopped);
     }
 }
 
@@ -121,9 +125,7 @@ impl RealOffice {
                 sleep(Duration::from_millis(50)).await;
             }
         });
-        if up.await.is_err() {
-            panic!("port {port} stays closed:\n{}", self.logs());
-        }
+        assert!(up.await.is_ok(), "port {port} stays closed:\n{}", self.logs());
     }
 
     fn logs(&self) -> String {
@@ -183,8 +185,8 @@ fn folder_of(user: u32, folder: &Path, name: &str) -> PathBuf {
     made
 }
 
-fn start(program: &str, arguments: &[&str], folder: &Path, name: &str) -> Server {
-    let out = std::fs::File::create(folder.join(format!("{name}.out"))).unwrap();
+fn start(program: &str, arguments: &[&str], folder: &Path, stop: [&str; 4]) -> Server {
+    let out = std::fs::File::create(folder.join(format!("{program}.out"))).unwrap();
     let child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -192,7 +194,7 @@ fn start(program: &str, arguments: &[&str], folder: &Path, name: &str) -> Server
         .stderr(out)
         .spawn()
         .unwrap_or_else(|error| panic!("`{program}` cannot be run ({error}): tests/run installs it"));
-    Server(child)
+    Server { _child: child, stop: stop.map(str::to_owned) }
 }
 
 fn start_dovecot(folder: &Path, ports: Ports) -> Server {
@@ -222,7 +224,8 @@ fn start_dovecot(folder: &Path, ports: Ports) -> Server {
     );
     let file = folder.join("dovecot.conf");
     std::fs::write(&file, settings).unwrap();
-    start("dovecot", &["-F", "-c", file.to_str().unwrap()], folder, "dovecot")
+    let file = file.to_str().unwrap();
+    start("dovecot", &["-F", "-c", file], folder, ["doveadm", "-c", file, "stop"])
 }
 
 async fn start_postfix(folder: &Path, ports: Ports) -> Server {
@@ -277,7 +280,7 @@ async fn start_postfix(folder: &Path, ports: Ports) -> Server {
     let conf = conf.to_str().unwrap();
     let checked = run("postfix", ["-c", conf, "check"], b"").await;
     assert_eq!(checked.code, Some(0), "{checked:?}");
-    start("postfix", &["-c", conf, "start-fg"], folder, "postfix")
+    start("postfix", &["-c", conf, "start-fg"], folder, ["postfix", "-c", conf, "stop"])
 }
 
 /// Every token came from the identity provider, and no password went anywhere else.
