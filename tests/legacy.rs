@@ -478,7 +478,7 @@ async fn a_stop_waits_for_the_message_that_is_under_way() {
     wire.ask("MAIL FROM:<alice@contoso.com>", "250").await;
     wire.ask("RCPT TO:<bob@contoso.com>", "250").await;
     wire.ask("DATA", "354").await;
-    let Stage { office, app, folder } = stage;
+    let Stage { office, app, folder, .. } = stage;
     let stopping = tokio::spawn(app.stop(std::future::pending()));
     sleep(Duration::from_millis(600)).await;
     assert!(!stopping.is_finished());

@@ -14,6 +14,7 @@
 mod clients;
 mod command_line;
 mod config;
+mod distance;
 mod grants;
 mod hostile;
 mod house;
@@ -28,3 +29,4 @@ mod stage;
 mod store;
 mod transcripts;
 mod traps;
+mod warm;

@@ -79,9 +79,10 @@ struct Errand {
 impl Errand {
     /// The scope of all listeners that it serves.
     fn widen(&mut self) {
-        let accounts = self.listeners.iter().filter_map(|listener| {
-            let account = listener.account(&self.user)?;
-            Some((&*account.application, listener.protocol))
+        let accounts = self.listeners.iter().flat_map(|listener| {
+            let account = listener.account(&self.user);
+            let of = |protocol| Some((&*account?.application, protocol));
+            listener.uses().filter_map(of).collect::<Vec<_>>()
         });
         self.application.scope = Some(sign_in::scope_of_all(accounts, self.grant));
     }

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::model::{
-    Account, Admin, Application, BackTls, Config, EnvelopeSender, FixedAccount, FrontTls, Grant, Guard,
-    KeySource, Limits, Listener, Log, LogFormat, MailServer, Protocol, Store, Template, Tls, TlsVersion,
-    Tokens, Upstream, UserPattern,
+    Account, Admin, Application, BackTls, Config, EnvelopeSender, EwsSettings, FixedAccount, FrontTls, Grant,
+    Guard, KeySource, Limits, Listener, Log, LogFormat, MailServer, Protocol, Store, Template, Tls,
+    TlsVersion, Tokens, Upstream, UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
@@ -35,7 +35,7 @@ const TOP_KEYS: [&str; 11] = [
     "log",
 ];
 
-const LISTENER_KEYS: [&str; 13] = [
+const LISTENER_KEYS: [&str; 15] = [
     "name",
     "protocol",
     "listen",
@@ -48,14 +48,17 @@ const LISTENER_KEYS: [&str; 13] = [
     "proxy-protocol-from",
     "fixed-account",
     "envelope-sender",
+    "public-url",
+    "activesync",
     "oauth",
 ];
 
-const ACCOUNT_KEYS: [&str; 8] = [
+const ACCOUNT_KEYS: [&str; 9] = [
     "user",
     "login",
     "mailbox",
     "mailbox-smtp",
+    "ews-mailboxes",
     "password",
     "password-file",
     "password-hash",
@@ -66,14 +69,23 @@ const TLS_KEYS: [&str; 5] =
 const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
 const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 6] = [
+const LIMIT_KEYS: [&str; 12] = [
     "sessions",
     "sessions-per-user",
+    "smtp-sessions-per-mailbox",
+    "imap-sessions-per-mailbox",
+    "pop3-sessions-per-mailbox",
+    "wait-for-session",
+    "warm-connections",
+    "warm-connection-age",
     "login-timeout",
     "idle-timeout",
     "drain-timeout",
     "refusals-per-session",
 ];
+
+/// How long Exchange waits for a login.
+const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -83,7 +95,8 @@ const MINUTE: Duration = Duration::from_mins(1);
 pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
     const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
-    const ADDRESSES: [&str; 6] = ["user", "login", "mailbox", "mailbox-smtp", "fixed-account", "username"];
+    const ADDRESSES: [&str; 7] =
+        ["user", "login", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
     const OTHER: [&str; 3] = ["listen", "level", "format"];
     let known: [&[&str]; 10] = [
         &TOP_KEYS,
@@ -116,6 +129,7 @@ struct Draft {
     fixed_account: Option<At<String>>,
     envelope_sender: EnvelopeSender,
     token_expiry_margin: Duration,
+    ews: EwsSettings,
     oauth: OAuth,
 }
 
@@ -126,6 +140,7 @@ struct Entry {
     mailbox: Option<Template>,
     mailbox_smtp: Option<Template>,
     password: Option<At<Secret>>,
+    ews_mailboxes: Vec<UserPattern>,
     password_hashes: Vec<String>,
     /// Hashes stand in the file, though perhaps none that could be read.
     guarded: bool,
@@ -176,6 +191,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             proxy_protocol_from: draft.proxy_protocol_from,
             fixed_account,
             token_expiry_margin: draft.token_expiry_margin,
+            ews: draft.ews,
             accounts,
         }));
     }
@@ -287,6 +303,7 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
     if let (Some(at), false) = (section.key_at("token-expiry-margin-time"), protocol == Protocol::Smtp) {
         reader.remark(at, "`token-expiry-margin-time` has a meaning for `protocol: smtp` only", "remove it");
     }
+    let ews = ews(reader, &section, protocol, tls);
     let upstream = upstream(reader, &section, protocol, &oauth.over(top))?;
     Some(Draft {
         name: name?,
@@ -299,8 +316,40 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
         fixed_account,
         envelope_sender,
         token_expiry_margin,
+        ews,
         oauth,
     })
+}
+
+/// What only EWS listeners have.
+fn ews(reader: &Reader<'_>, section: &Section<'_>, protocol: Protocol, tls: FrontTls) -> EwsSettings {
+    for key in ["public-url", "activesync"] {
+        if let (Some(at), false) = (section.key_at(key), protocol == Protocol::Ews) {
+            reader.problem(at, format!("`{key}` has a meaning for `protocol: ews` only"), "remove it");
+        }
+    }
+    let public_url = section.get("public-url").and_then(|node| {
+        let url = reader.url(node, &["https", "http"])?;
+        if url.value.path() != "/" || url.value.query().is_some() || url.value.fragment().is_some() {
+            reader.problem(
+                url.at,
+                "`public-url` is scheme, host and port of this listener, and nothing behind them",
+                "cut it off behind the host, like `https://mail.contoso.com`",
+            );
+            return None;
+        }
+        if url.value.scheme() == "http" && tls.is_implicit() {
+            reader.problem(
+                url.at,
+                "this listener speaks TLS, and `public-url` names it without",
+                "write `https://` in `public-url`",
+            );
+            return None;
+        }
+        Some(url.value)
+    });
+    let activesync = section.get("activesync").and_then(|node| reader.flag(node)).unwrap_or(false);
+    EwsSettings { public_url, activesync }
 }
 
 fn front_tls(
@@ -482,7 +531,7 @@ fn default_upstream(oauth: &OAuth, protocol: Protocol) -> Option<&'static str> {
         Protocol::Imap => imap,
         Protocol::Pop3 => pop3,
         Protocol::Smtp => smtp,
-        Protocol::Ews => ews,
+        Protocol::Ews | Protocol::ActiveSync => ews,
     };
     (!host.is_empty()).then_some(host)
 }
@@ -650,6 +699,7 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
     };
     let (login, mailbox, mailbox_smtp) = (template("login"), template("mailbox"), template("mailbox-smtp"));
     let password = reader.secret(&section, "password");
+    let ews_mailboxes = section.get("ews-mailboxes").map(|node| mailboxes(reader, node)).unwrap_or_default();
     let password_hashes = password_hashes(reader, &section);
     let oauth = OAuth::read(reader, &section);
     Some(Entry {
@@ -658,10 +708,33 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
         mailbox,
         mailbox_smtp,
         password,
+        ews_mailboxes,
         password_hashes,
         guarded: section.get("password-hash").is_some() || section.get("password-hash-file").is_some(),
         oauth,
     })
+}
+
+/// Addresses, with `*` for any characters.
+fn mailboxes(reader: &Reader<'_>, node: &Node) -> Vec<UserPattern> {
+    let expected = "the address of a mailbox, `*` for any characters, or a list of them";
+    let items = reader.list(node, expected);
+    if items.is_empty() && !matches!(node.kind, Kind::Map(_)) {
+        reader.problem(node.at, "`ews-mailboxes` names nobody", "name mailboxes, or remove the key");
+    }
+    let mut patterns = Vec::new();
+    for item in items {
+        let pattern = reader.parse(item, "the address of a mailbox, `*` for any characters", |text| {
+            let (local, domain) = text.rsplit_once('@').ok_or("write it with its domain: `*@contoso.com`")?;
+            if !text.is_ascii() || local.is_empty() || domain.is_empty() || text.contains(char::is_whitespace)
+            {
+                return Err("write it like `support@contoso.com` or `*@contoso.com`".to_owned());
+            }
+            Ok(UserPattern::new(text))
+        });
+        patterns.extend(pattern.map(|pattern| pattern.value));
+    }
+    patterns
 }
 
 fn password_hashes(reader: &Reader<'_>, section: &Section<'_>) -> Vec<String> {
@@ -720,7 +793,10 @@ impl Dealing<'_> {
     fn accounts(&self, draft: &Draft, applications: &mut Vec<Arc<Application>>) -> Vec<Arc<Account>> {
         let reader = self.reader;
         let listeners = draft.oauth.over(self.top);
-        if let Some((at, permission)) = listeners.leaves_out(draft.protocol) {
+        let activesync = draft.ews.activesync.then_some(Protocol::ActiveSync);
+        for (at, permission) in
+            [draft.protocol].into_iter().chain(activesync).filter_map(|used| listeners.leaves_out(used))
+        {
             reader.remark(
                 at,
                 format!("this scope leaves out `{permission}`, which listener `{}` needs", draft.name.value),
@@ -749,6 +825,7 @@ impl Dealing<'_> {
                 login: entry.login.clone(),
                 mailbox: entry.mailbox.clone(),
                 mailbox_smtp: entry.mailbox_smtp.clone(),
+                ews_mailboxes: entry.ews_mailboxes.clone(),
                 application,
                 password_hashes: entry.password_hashes.clone(),
                 password: entry.password.as_ref().map(|password| password.value.clone()),
@@ -815,6 +892,7 @@ impl Dealing<'_> {
             mailbox: None,
             mailbox_smtp: None,
             password: None,
+            ews_mailboxes: Vec::new(),
             password_hashes: Vec::new(),
             guarded: false,
             oauth: OAuth::default(),
@@ -967,6 +1045,12 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     let mut limits = Limits {
         sessions: 10_000,
         sessions_per_user: 100,
+        smtp_sessions_per_mailbox: 3,
+        imap_sessions_per_mailbox: 20,
+        pop3_sessions_per_mailbox: 16,
+        wait_for_session: 20 * SECOND,
+        warm_connections: 4,
+        warm_connection_age: 45 * SECOND,
         login_timeout: 30 * SECOND,
         // An IMAP client that idles says something every 29 minutes (RFC 2177).
         idle_timeout: 35 * MINUTE,
@@ -980,18 +1064,34 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
         ("login-timeout", &mut limits.login_timeout),
         ("idle-timeout", &mut limits.idle_timeout),
         ("drain-timeout", &mut limits.drain_timeout),
+        ("wait-for-session", &mut limits.wait_for_session),
+        ("warm-connection-age", &mut limits.warm_connection_age),
     ] {
         if let Some(duration) = section.get(key).and_then(|node| reader.duration(node)) {
             *value = duration;
         }
     }
-    for (key, value) in
-        [("sessions", &mut limits.sessions), ("sessions-per-user", &mut limits.sessions_per_user)]
-    {
-        let count = section.get(key).and_then(|node| reader.count(node, 1, 1_000_000));
+    for (key, least, most, value) in [
+        ("sessions", 1, 1_000_000, &mut limits.sessions),
+        ("sessions-per-user", 1, 1_000_000, &mut limits.sessions_per_user),
+        ("smtp-sessions-per-mailbox", 1, 10_000, &mut limits.smtp_sessions_per_mailbox),
+        ("imap-sessions-per-mailbox", 1, 10_000, &mut limits.imap_sessions_per_mailbox),
+        ("pop3-sessions-per-mailbox", 1, 10_000, &mut limits.pop3_sessions_per_mailbox),
+        ("warm-connections", 0, 32, &mut limits.warm_connections),
+    ] {
+        let count = section.get(key).and_then(|node| reader.count(node, least, most));
         if let Some(count) = count.and_then(|count| usize::try_from(count).ok()) {
             *value = count;
         }
+    }
+    if let (true, Some(at)) =
+        (limits.warm_connection_age >= EXCHANGE_PATIENCE, section.key_at("warm-connection-age"))
+    {
+        reader.remark(
+            at,
+            "Exchange closes a connection after 60 s without a login",
+            "write 45s: time is needed for the login itself",
+        );
     }
     let refusals = section.get("refusals-per-session").and_then(|node| reader.count(node, 1, 255));
     if let Some(refusals) = refusals.and_then(|refusals| u8::try_from(refusals).ok()) {

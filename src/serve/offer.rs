@@ -94,7 +94,7 @@ impl Shown {
         match self.protocol {
             // SMTP's list comes before AUTH: it is everybody's.
             Protocol::Smtp => self.change(|known| known.everybody = offer.clone()),
-            Protocol::Imap | Protocol::Pop3 | Protocol::Ews => self.change(|known| {
+            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => self.change(|known| {
                 let there = |word: &String| offer.0.iter().any(|there| there.eq_ignore_ascii_case(word));
                 let lacking = known.everybody.0.iter().filter(|word| !there(word) && !is_the_protocol(word));
                 known.lacking.extend(lacking.map(|word| word.to_ascii_uppercase()));
@@ -146,7 +146,7 @@ fn exchange_online(protocol: Protocol) -> Offer {
             "CHUNKING",
             "SMTPUTF8",
         ],
-        Protocol::Ews => &[],
+        Protocol::Ews | Protocol::ActiveSync => &[],
     };
     Offer(words.iter().map(|&word| word.to_owned()).collect())
 }

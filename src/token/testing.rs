@@ -46,6 +46,7 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
         mailbox_smtp: None,
         password: None,
         vouched: false,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: if checked_here { vec![hash("local"), hash("local2")] } else { Vec::new() },
     })
