@@ -21,6 +21,7 @@ mod house;
 mod legacy;
 mod passwords;
 mod peers;
+mod proxies;
 mod readme;
 mod recipes;
 mod simulator;

@@ -2,17 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::server::ServerSessionMemoryCache;
 use rustls::{AlertDescription, PeerIncompatible, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::model::Tls;
-use crate::upstream::tls::{TlsSetupError, certificates, provider, versions};
+use crate::upstream::tls::{TlsSetupError, certificates, private_key, provider, versions};
 
 /// Sessions that may be resumed.
 const RESUMED_SESSIONS: usize = 4096;
@@ -28,7 +25,7 @@ pub fn acceptor(tls: &Tls) -> Result<Option<TlsAcceptor>, TlsSetupError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider(tls)))
         .with_protocol_versions(versions(tls.minimum_version))?
         .with_no_client_auth()
-        .with_single_cert(certificates(certificate_file)?, key(key_file)?)?;
+        .with_single_cert(certificates(certificate_file)?, private_key(key_file)?)?;
     config.session_storage = ServerSessionMemoryCache::new(RESUMED_SESSIONS);
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
@@ -97,9 +94,4 @@ fn lack(error: &io::Error) -> Option<Lack> {
         _ => return None,
     };
     Some(Lack { code, what, remedy })
-}
-
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| TlsSetupError::File { path: path.to_owned(), why: error.to_string() })
 }
