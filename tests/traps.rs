@@ -291,7 +291,7 @@ const TRAPS: &[(u8, &str, &[&str])] = &[
         "TLS that is inspected, CONNECT that is refused",
         &[
             "src/token/error.rs::a_tls_inspecting_proxy_is_answered_with_its_remedy",
-            "src/upstream/tunnel.rs::basic_is_sent_and_a_407_names_what_is_offered",
+            "tests/proxies/faults.rs::whatever_a_proxy_does_to_token_requests_is_refused_in_time_and_explained",
         ],
     ),
 ];
