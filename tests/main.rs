@@ -14,6 +14,7 @@
 mod clients;
 mod command_line;
 mod config;
+mod ews_clients;
 mod grants;
 mod hostile;
 mod house;

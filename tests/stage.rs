@@ -103,9 +103,10 @@ fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
         ));
     }
     let ews = office.ews().port();
-    for (name, tls) in [("ews", "off"), ("ews-tls", "implicit")] {
+    for (name, tls, activesync) in [("ews", "off", "false"), ("ews-tls", "implicit", "true")] {
         listeners.push(format!(
-            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, upstream: 'https://localhost:{ews}/'}}\n"
+            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, activesync: {activesync}, \
+             upstream: 'https://localhost:{ews}/'}}\n"
         ));
     }
     let listeners = listeners.concat();

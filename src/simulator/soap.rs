@@ -465,7 +465,9 @@ fn show_folder(mailbox: &Mailbox, folder: u32) -> Option<String> {
             "<t:Folder>{id}<t:DisplayName>Top of Information Store</t:DisplayName><t:TotalCount>0</t:TotalCount><t:ChildFolderCount>{count}</t:ChildFolderCount><t:UnreadCount>0</t:UnreadCount></t:Folder>"
         ));
     }
-    if let Some(((_, name, element, class), _)) = EMPTY.iter().zip(FIRST_EMPTY..).find(|(_, at)| *at == folder) {
+    if let Some(((_, name, element, class), _)) =
+        EMPTY.iter().zip(FIRST_EMPTY..).find(|(_, at)| *at == folder)
+    {
         return Some(format!(
             "<t:{element}>{id}{parent}<t:FolderClass>{class}</t:FolderClass><t:DisplayName>{name}</t:DisplayName><t:TotalCount>0</t:TotalCount><t:ChildFolderCount>0</t:ChildFolderCount></t:{element}>"
         ));
