@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use mailkey::secret::Secret;
 use mailkey::simulator::{
-    ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, Event, EwsRequest, PUBLIC_CLIENT_ID,
-    SUPPORT,
+    ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, DIRECTORY_ID, Event, EwsRequest,
+    PUBLIC_CLIENT_ID, SUPPORT,
 };
 use mailkey::token::password;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,7 +34,7 @@ const GET_INBOX: &str = "<m:GetFolder><m:FolderShape><t:BaseShape>Default</t:Bas
 fn robots() -> Plan {
     let hash = password::hash(&Secret::new(LOCAL)).unwrap();
     let robot = format!(
-        "grant: client-credentials, client-id: {CONFIDENTIAL_CLIENT_ID}, client-secret: {CONFIDENTIAL_CLIENT_SECRET}, \
+        "grant: client-credentials, directory-id: {DIRECTORY_ID}, client-id: {CONFIDENTIAL_CLIENT_ID}, client-secret: {CONFIDENTIAL_CLIENT_SECRET}, \
          password-hash: '{hash}'"
     );
     Plan {

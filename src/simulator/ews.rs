@@ -190,9 +190,10 @@ fn sign_in(office: &Office, headers: &HeaderMap, activesync: bool) -> Result<Arc
     }
     let bearer = admission::bearer(office, token.trim());
     let bearer = bearer.map_err(|denied| if denied == Denied::WrongAudience { AUDIENCE } else { UNKNOWN })?;
-    let needed = match activesync {
-        true => "EAS.AccessAsUser.All",
-        false => admission::needed(Service::Ews, bearer.user.is_none()),
+    let needed = if activesync {
+        "EAS.AccessAsUser.All"
+    } else {
+        admission::needed(Service::Ews, bearer.user.is_none())
     };
     if bearer.permissions.iter().any(|permission| permission == needed) { Ok(bearer) } else { Err(SCOPE) }
 }
