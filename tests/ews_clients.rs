@@ -323,3 +323,41 @@ async fn davmail_reads_and_sends_as_an_ews_client() {
     let told = curl(&["-u", &format!("{}:not it", ALICE.0), &url(1)], b"").await;
     assert_eq!(told.code, Some(67), "{told:?}");
 }
+
+#[test]
+fn every_example_of_the_page_is_a_configuration_that_passes() {
+    let page = include_str!("../docs/ews.md");
+    let blocks: Vec<&str> =
+        page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 5, "{}", blocks.len());
+    let folder = tempfile::tempdir().unwrap();
+    let hash = password::hash(&Secret::new(LOCAL)).unwrap();
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, certificate.cert.pem()).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let oauth = format!("oauth: {{client-id: {PUBLIC_CLIENT_ID}}}\n");
+    let listener = "listeners:\n  - name: ews\n    protocol: ews\n    listen: 127.0.0.1:1080\n";
+    for block in blocks {
+        let whole = match block.split_whitespace().next().unwrap() {
+            "oauth:" => block.to_owned(),
+            "listeners:" => format!("{oauth}{block}"),
+            // accounts, or a key of the listener
+            _ => format!("{oauth}{listener}{block}"),
+        };
+        let whole: String = whole
+            .replace("$argon2id$…", &hash)
+            .lines()
+            .map(|line| match line.split_once("-file:") {
+                Some((key, _)) => format!("{key}-file: {}\n", file.display()),
+                None => format!("{line}\n"),
+            })
+            .collect();
+        mailkey::config::parse(&whole, "ews.md", folder.path(), &|_| None)
+            .unwrap_or_else(|problems| panic!("{problems}\nin\n{whole}"));
+    }
+}

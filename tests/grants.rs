@@ -347,9 +347,18 @@ async fn an_application_with_a_certificate_signs_for_itself() {
          client-certificate-file: app.pem, client-key-file: app.key, password-hash: HASH",
         ALICE.0
     );
-    let proxy = Proxy::start(&scene.configuration("proxy.yaml", &[&account], "")).await;
+    let file = scene.configuration("proxy.yaml", &[&account], "");
+    let proxy = Proxy::start(&file).await;
     proxy.serves(ALICE.0).await;
     assert_eq!(scene.token_requests()[0].client_proof, "certificate");
+    proxy.stop().await;
+
+    // a provider that does not know the newer form of signatures is served by the older one
+    scene.office.mischief().identity_times(1, IdentityFault::AadSts(700_027));
+    let proxy = Proxy::start(&file).await;
+    proxy.serves(ALICE.0).await;
+    let codes: Vec<_> = scene.token_requests().iter().map(|request| request.code).collect();
+    assert_eq!(codes, [None, Some(700_027), None]);
     proxy.stop().await;
 }
 
@@ -374,7 +383,9 @@ async fn a_federated_token_is_read_anew_for_each_request() {
         )
     };
     scene.file("federated", &assertion("system:stranger"));
-    let path = scene.configuration("proxy.yaml", &[&account("one"), &account("two")], "");
+    // with a scope of its own, the second does not share the first one's token or refusal
+    let two = account("two") + ", scope: 'https://outlook.office.com/.default'";
+    let path = scene.configuration("proxy.yaml", &[&account("one"), &two], "");
     let mut proxy = Proxy::start(&path).await;
     let told = proxy.imap("one", LOCAL).await;
     assert!(told.starts_with("a NO [CONTACTADMIN]"), "{told}");

@@ -14,14 +14,17 @@
 mod clients;
 mod command_line;
 mod config;
+mod distance;
 mod ews_clients;
 mod grants;
 mod hostile;
 mod house;
 mod passwords;
+mod proxies;
 mod readme;
 mod simulator;
 mod slicing;
 mod stage;
 mod store;
 mod transcripts;
+mod warm;

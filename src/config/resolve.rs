@@ -51,19 +51,36 @@ const LISTENER_KEYS: [&str; 13] = [
 
 const ACCOUNT_KEYS: [&str; 6] =
     ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "password-hash", "password-hash-file"];
-const TLS_KEYS: [&str; 5] =
-    ["certificate-file", "key-file", "extra-roots-file", "minimum-version", "post-quantum"];
+const TLS_KEYS: [&str; 7] = [
+    "certificate-file",
+    "key-file",
+    "extra-roots-file",
+    "minimum-version",
+    "post-quantum",
+    "client-certificate-file",
+    "client-key-file",
+];
 const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
 const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 6] = [
+const LIMIT_KEYS: [&str; 13] = [
     "sessions",
     "sessions-per-user",
+    "smtp-sessions-per-mailbox",
+    "imap-sessions-per-mailbox",
+    "pop3-sessions-per-mailbox",
+    "wait-for-session",
+    "warm-connections",
+    "warm-connection-age",
     "login-timeout",
+    "connect-timeout",
     "idle-timeout",
     "drain-timeout",
     "refusals-per-session",
 ];
+
+/// How long Exchange waits for a login.
+const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -164,13 +181,14 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             accounts,
         }));
     }
-    let tokens = tokens(reader, top.get("tokens"));
+    let mut tokens = tokens(reader, top.get("tokens"));
+    tokens.extra_roots_file.clone_from(&tls.extra_roots_file);
     remark_on_sign_ins(reader, &top, &tokens, &applications);
     let early = [&oauth].into_iter().chain(entries.iter().map(|entry| &entry.oauth));
     let early = early.map(OAuth::cloud).any(Cloud::locks_out_early);
     Some(Config {
         listeners,
-        outbound_proxy: proxy::outbound(reader, top.get("outbound-proxy")),
+        outbound_proxies: proxy::outbound(reader, top.get("outbound-proxy")),
         tls,
         tokens,
         guard: guard(reader, top.get("guard"), early),
@@ -566,20 +584,29 @@ fn tls(reader: &Reader<'_>, node: Option<&Node>) -> Tls {
     let Some(section) = node.and_then(|node| reader.section(node, "tls", &TLS_KEYS)) else {
         return Tls { post_quantum: true, ..Tls::default() };
     };
-    let certificate = section.get("certificate-file");
-    let key = section.get("key-file");
-    if let (Some(node), None) = (certificate, key) {
-        reader.problem(node.at, "`certificate-file` needs its key", "add `key-file`");
-    }
-    if let (None, Some(node)) = (certificate, key) {
-        reader.problem(node.at, "`key-file` needs its certificate", "add `certificate-file`");
-    }
+    let pair = |certificate_key: &str, key_key: &str| {
+        let (certificate, key) = (section.get(certificate_key), section.get(key_key));
+        if let (Some(node), None) = (certificate, key) {
+            let what = format!("`{certificate_key}` needs its key");
+            reader.problem(node.at, what, format!("add `{key_key}`"));
+        }
+        if let (None, Some(node)) = (certificate, key) {
+            let what = format!("`{key_key}` needs its certificate");
+            reader.problem(node.at, what, format!("add `{certificate_key}`"));
+        }
+        let certificate = certificate.and_then(|node| reader.file(node)).map(|file| file.value);
+        (certificate, key.and_then(|node| reader.private_file(node)).map(|file| file.value))
+    };
+    let (certificate_file, key_file) = pair("certificate-file", "key-file");
+    let (client_certificate_file, client_key_file) = pair("client-certificate-file", "client-key-file");
     let version = section
         .get("minimum-version")
         .and_then(|node| reader.one_of(node, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
     Tls {
-        certificate_file: certificate.and_then(|node| reader.file(node)).map(|file| file.value),
-        key_file: key.and_then(|node| reader.private_file(node)).map(|file| file.value),
+        certificate_file,
+        key_file,
+        client_certificate_file,
+        client_key_file,
         extra_roots_file: section
             .get("extra-roots-file")
             .and_then(|node| reader.file(node))
@@ -850,7 +877,8 @@ impl Dealing<'_> {
 }
 
 fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
-    let mut tokens = Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE };
+    let mut tokens =
+        Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE, extra_roots_file: None };
     let Some(section) = node.and_then(|node| reader.section(node, "tokens", &TOKEN_KEYS)) else {
         return tokens;
     };
@@ -963,7 +991,14 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     let mut limits = Limits {
         sessions: 10_000,
         sessions_per_user: 100,
+        smtp_sessions_per_mailbox: 3,
+        imap_sessions_per_mailbox: 20,
+        pop3_sessions_per_mailbox: 16,
+        wait_for_session: 20 * SECOND,
+        warm_connections: 4,
+        warm_connection_age: 45 * SECOND,
         login_timeout: 30 * SECOND,
+        connect_timeout: 15 * SECOND,
         // An IMAP client that idles says something every 29 minutes (RFC 2177).
         idle_timeout: 35 * MINUTE,
         drain_timeout: 30 * SECOND,
@@ -974,20 +1009,37 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     };
     for (key, value) in [
         ("login-timeout", &mut limits.login_timeout),
+        ("connect-timeout", &mut limits.connect_timeout),
         ("idle-timeout", &mut limits.idle_timeout),
         ("drain-timeout", &mut limits.drain_timeout),
+        ("wait-for-session", &mut limits.wait_for_session),
+        ("warm-connection-age", &mut limits.warm_connection_age),
     ] {
         if let Some(duration) = section.get(key).and_then(|node| reader.duration(node)) {
             *value = duration;
         }
     }
-    for (key, value) in
-        [("sessions", &mut limits.sessions), ("sessions-per-user", &mut limits.sessions_per_user)]
-    {
-        let count = section.get(key).and_then(|node| reader.count(node, 1, 1_000_000));
+    for (key, least, most, value) in [
+        ("sessions", 1, 1_000_000, &mut limits.sessions),
+        ("sessions-per-user", 1, 1_000_000, &mut limits.sessions_per_user),
+        ("smtp-sessions-per-mailbox", 1, 10_000, &mut limits.smtp_sessions_per_mailbox),
+        ("imap-sessions-per-mailbox", 1, 10_000, &mut limits.imap_sessions_per_mailbox),
+        ("pop3-sessions-per-mailbox", 1, 10_000, &mut limits.pop3_sessions_per_mailbox),
+        ("warm-connections", 0, 32, &mut limits.warm_connections),
+    ] {
+        let count = section.get(key).and_then(|node| reader.count(node, least, most));
         if let Some(count) = count.and_then(|count| usize::try_from(count).ok()) {
             *value = count;
         }
+    }
+    if let (true, Some(at)) =
+        (limits.warm_connection_age >= EXCHANGE_PATIENCE, section.key_at("warm-connection-age"))
+    {
+        reader.remark(
+            at,
+            "Exchange closes a connection after 60 s without a login",
+            "write 45s: time is needed for the login itself",
+        );
     }
     let refusals = section.get("refusals-per-session").and_then(|node| reader.count(node, 1, 255));
     if let Some(refusals) = refusals.and_then(|refusals| u8::try_from(refusals).ok()) {

@@ -1,6 +1,6 @@
 //! One request from head to answer: who is it, give it a token, send it on, mind what comes back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, EXPECT, LOCATION};
@@ -40,6 +40,7 @@ pub(super) struct Caller {
 /// Somebody whose name and password could be read, and where they lead.
 struct SignIn {
     credentials: Credentials,
+    source: IpAddr,
     account: Arc<Account>,
     mailbox: String,
     /// What the token is for.
@@ -173,9 +174,9 @@ async fn serve(
     let desk = &caller.desk;
     let place = admit(caller, &request, place)?;
     if let Place::Autodiscover(language) = place {
-        return Err(discover(desk, &request, language, body, record).await);
+        return Err(discover(caller, &request, language, body, record).await);
     }
-    let who = identify(desk, &request, place.protocol(), record)?;
+    let who = identify(caller, &request, place.protocol(), record)?;
     let base = match place {
         Place::Description => Some(target::own_base(desk, request.headers()).ok_or(EwsError::UnknownHost)?),
         Place::Endpoint | Place::OtherEws | Place::ActiveSync | Place::Autodiscover(_) => None,
@@ -252,11 +253,12 @@ fn admit(caller: &Caller, request: &Request<()>, place: Option<Place>) -> Result
 
 /// Who sends this, and which account that is.
 fn identify(
-    desk: &Desk,
+    caller: &Caller,
     request: &Request<()>,
     protocol: Protocol,
     record: &mut Record,
 ) -> Result<SignIn, Stop> {
+    let desk = &caller.desk;
     let credentials = match basic::presented(request.headers()) {
         Presented::Basic(credentials) => credentials,
         Presented::Nothing => return Err(Stop::Unknown("not signed in")),
@@ -271,7 +273,7 @@ fn identify(
     let account = Arc::clone(desk.listener.account(&credentials.user).ok_or(EwsError::NotServed)?);
     let mailbox = account.mailbox_for(&credentials.user, protocol);
     record.user(&credentials.user, &mailbox);
-    Ok(SignIn { credentials, account, mailbox, protocol })
+    Ok(SignIn { credentials, source: caller.peer.ip(), account, mailbox, protocol })
 }
 
 /// Whether the account's token is the application's own. Such a token opens every mailbox of the tenant, so it goes
@@ -356,19 +358,20 @@ fn denied(why: Denied) -> Stop {
 
 /// Answers autodiscover, by what is known here.
 async fn discover(
-    desk: &Desk,
+    caller: &Caller,
     request: &Request<()>,
     language: Discovery,
     body: &RequestBody,
     record: &mut Record,
 ) -> Stop {
+    let desk = &caller.desk;
     let Some(base) = target::own_base(desk, request.headers()) else { return EwsError::UnknownHost.into() };
     let activesync = desk.listener.ews.activesync;
     if language == Discovery::Json {
         let answerer = Answerer { base: &base, mailbox: "", activesync };
         return Stop::Answered(Box::new(answerer.json(request.uri())));
     }
-    let who = match identify(desk, request, Protocol::Ews, record) {
+    let who = match identify(caller, request, Protocol::Ews, record) {
         Ok(who) => who,
         Err(stop) => return stop,
     };
@@ -403,6 +406,7 @@ fn ask<'a>(desk: &Desk, who: &'a SignIn) -> TokenRequest<'a> {
         account: &who.account,
         protocol: who.protocol,
         credentials: &who.credentials,
+        source: who.source,
         deadline: clock::now() + desk.limits.login_timeout,
     }
 }

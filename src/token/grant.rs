@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -62,6 +62,8 @@ pub struct Asker {
     /// Refresh tokens that the store did not take: the newest one must not be lost.
     unsaved: DashMap<SignInKey, StoredSignIn>,
     signing_in: DashMap<SignInKey, Arc<Mutex<()>>>,
+    /// Applications whose assertions are signed in the older form. As many as the configuration has.
+    old_signatures: DashSet<String>,
     warned_at: AtomicU64,
     born: Instant,
 }
@@ -137,6 +139,7 @@ impl Asker {
             requests: Semaphore::new(MAX_REQUESTS),
             unsaved: DashMap::new(),
             signing_in: DashMap::new(),
+            old_signatures: DashSet::new(),
             warned_at: AtomicU64::new(0),
             born: clock::now(),
         }
@@ -296,6 +299,10 @@ impl Asker {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            if knows_old_signatures_only(application, &error) && self.old_signatures.insert(held_as.clone()) {
+                tracing::warn!(authority, "a PS256 assertion was refused: signing by RS256 from now on");
+                continue;
+            }
             let wait = back_off + entropy::up_to(back_off);
             if tries >= MAX_TRIES || !error.worth_a_retry() || clock::now() + wait >= question.deadline {
                 return Err(error);
@@ -320,7 +327,9 @@ impl Asker {
         let Ok(Ok(_room)) = timeout_at(question.deadline, self.requests.acquire()).await else {
             return Err(late());
         };
-        let ask = self.ask(question, how, grant).await?;
+        let signature =
+            if self.old_signatures.contains(held_as) { Signature::Rs256 } else { Signature::Ps256 };
+        let ask = self.ask(question, how, grant, signature).await?;
         let result = match timeout_at(question.deadline, self.send(&ask, how)).await {
             Ok(Ok(raw)) => answer::token(&raw, clock::wall()).map_err(|error| {
                 read_error(error, authority, || Who::new(&question.user, application, how.as_str()))
@@ -328,7 +337,7 @@ impl Asker {
             Ok(Err(error)) => Err(TokenError::Unreachable { authority: authority.clone(), error }),
             Err(_) => {
                 let detail = "the login's time limit passed".to_owned();
-                let error = WireError { trouble: Trouble::Timeout, detail };
+                let error = WireError::new(Trouble::Timeout, detail);
                 Err(TokenError::Unreachable { authority: authority.clone(), error })
             }
         };
@@ -431,7 +440,13 @@ impl Asker {
         self.metrics.token_requests.get_or_create(&TokenLabels { grant, outcome }).inc();
     }
 
-    async fn ask(&self, question: &Question, how: How<'_>, grant: Grant) -> Result<Ask, TokenError> {
+    async fn ask(
+        &self,
+        question: &Question,
+        how: How<'_>,
+        grant: Grant,
+        signature: Signature,
+    ) -> Result<Ask, TokenError> {
         let application = &question.account.application;
         let scope = application.scope_for(question.protocol, grant);
         let mut form = match how {
@@ -450,9 +465,26 @@ impl Asker {
         };
         let delegated = !matches!(how, How::ClientCredentials);
         form.push(what_for(application, &scope, delegated));
-        form.extend(client_auth(application).await?);
+        form.extend(client_auth(application, signature).await?);
         Ok(Ask::post(&application.endpoints.token, form))
     }
+}
+
+/// How a client assertion is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// RSA-PSS with `x5t#S256`: what Microsoft's page on certificate credentials asks for.
+    Ps256,
+    /// PKCS #1 v1.5 with `x5t`: the older form, for identity providers that know no other (AD FS).
+    Rs256,
+}
+
+/// Whether this refusal may be about the form of the signature: AADSTS700027, or an `invalid_client` without any
+/// code of Entra's.
+fn knows_old_signatures_only(application: &Application, error: &TokenError) -> bool {
+    let TokenError::Refused { refused, .. } = error else { return false };
+    let codeless = refused.codes.is_empty() && refused.error.as_deref() == Some("invalid_client");
+    matches!(application.client_auth, ClientAuth::Certificate { .. }) && (refused.has(700_027) || codeless)
 }
 
 /// Which stored sign-in serves this user of this application.
@@ -481,7 +513,10 @@ pub fn what_for(application: &Application, scope: &str, delegated: bool) -> (&'s
 ///
 /// # Errors
 /// The certificate, its key or the federated token cannot be read.
-pub async fn client_auth(application: &Application) -> Result<Vec<(&'static str, Secret)>, TokenError> {
+pub async fn client_auth(
+    application: &Application,
+    signature: Signature,
+) -> Result<Vec<(&'static str, Secret)>, TokenError> {
     let mut fields = vec![("client_id", Secret::new(application.client_id.as_str()))];
     let assertion = match &application.client_auth {
         ClientAuth::Public => return Ok(fields),
@@ -494,8 +529,12 @@ pub async fn client_auth(application: &Application) -> Result<Vec<(&'static str,
             let client_id = application.client_id.clone();
             let audience = application.endpoints.token.to_string();
             // Reads files and signs: about a millisecond that other sessions should not wait for.
+            let sign = match signature {
+                Signature::Ps256 => assertion::client_assertion,
+                Signature::Rs256 => assertion::client_assertion_rs256,
+            };
             let signed = tokio::task::spawn_blocking(move || {
-                assertion::client_assertion(&certificate, &key, &client_id, &audience, clock::wall())
+                sign(&certificate, &key, &client_id, &audience, clock::wall())
             });
             match signed.await {
                 Ok(Ok(signed)) => signed,

@@ -14,7 +14,7 @@ use super::answer::{self, AnswerError, TokenAnswer};
 use super::endpoint::{Ask, Endpoint, Trouble, WireError};
 use super::entropy;
 use super::error::{TokenError, Who};
-use super::grant::{client_auth, read_error, what_for};
+use super::grant::{Signature, client_auth, read_error, what_for};
 use super::store::StoredSignIn;
 use crate::clock;
 use crate::config::model::{Application, Grant, Protocol};
@@ -170,7 +170,7 @@ pub async fn start_device_code(
 ) -> Result<DeviceCode, SignInError> {
     let url = application.endpoints.device.as_ref().ok_or(SignInError::NoEndpoint("device-code"))?;
     let scope = application.scope_for(protocol, Grant::DeviceCode);
-    let mut form = client_auth(application).await?;
+    let mut form = client_auth(application, Signature::Ps256).await?;
     form.push(what_for(application, &scope, true));
     let raw = exchange(endpoint, application, &Ask::post(url, form), clock::now() + REQUEST_LIMIT).await?;
     let fields = answer::object(&raw, clock::wall()).map_err(|e| refused(e, application, "device-code"))?;
@@ -212,7 +212,7 @@ pub async fn poll_device_code(
             return Err(SignInError::Expired);
         }
         sleep(interval).await;
-        let mut form = client_auth(application).await?;
+        let mut form = client_auth(application, Signature::Ps256).await?;
         form.push(("grant_type", Secret::new(DEVICE_GRANT)));
         form.push(("device_code", code.polled_with.clone()));
         let ask = Ask::post(&application.endpoints.token, form);
@@ -313,7 +313,7 @@ pub async fn exchange_code(
     verifier: &Secret,
 ) -> Result<SignedIn, SignInError> {
     let scope = application.scope_for(protocol, Grant::AuthorizationCode);
-    let mut form = client_auth(application).await?;
+    let mut form = client_auth(application, Signature::Ps256).await?;
     form.push(what_for(application, &scope, true));
     form.push(("grant_type", Secret::new("authorization_code")));
     form.push(("code", code.clone()));
@@ -378,7 +378,7 @@ async fn exchange(
     let error = match timeout_at(deadline, endpoint.send(ask)).await {
         Ok(Ok(raw)) => return Ok(raw),
         Ok(Err(error)) => error,
-        Err(_) => WireError { trouble: Trouble::Timeout, detail: "no answer in time".to_owned() },
+        Err(_) => WireError::new(Trouble::Timeout, "no answer in time"),
     };
     Err(TokenError::Unreachable { authority: application.endpoints.authority.clone(), error })
 }
