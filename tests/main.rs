@@ -15,6 +15,7 @@ mod clients;
 mod command_line;
 mod config;
 mod distance;
+mod ews_clients;
 mod grants;
 mod hostile;
 mod house;

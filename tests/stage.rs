@@ -153,9 +153,10 @@ fn configuration(office: &Simulator, ports: [u16; 3], oauth: &str, more: &str, s
         .replace("{smtp}", &format!("'localhost:{}', upstream-tls: starttls", office.smtp().port()));
     listeners.push(more);
     let ews = office.ews().port();
-    for (name, tls) in [("ews", "off"), ("ews-tls", "implicit")] {
+    for (name, tls, activesync) in [("ews", "off", "false"), ("ews-tls", "implicit", "true")] {
         listeners.push(format!(
-            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, upstream: 'https://localhost:{ews}/'}}\n"
+            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, activesync: {activesync}, \
+             upstream: 'https://localhost:{ews}/'}}\n"
         ));
     }
     let listeners = listeners.concat();

@@ -122,6 +122,16 @@ impl Listener {
 }
 
 impl Listener {
+    /// Whether it leads to EWS of Exchange Online, which ends for good on 1 April 2027. Exchange on premises goes on.
+    pub fn ends_in_2027(&self) -> bool {
+        let Upstream::Http(url) = &self.upstream else { return false };
+        url.host_str().is_some_and(|host| {
+            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"]
+                .iter()
+                .any(|end| host.ends_with(end))
+        })
+    }
+
     /// What it asks tokens for.
     pub fn uses(&self) -> impl Iterator<Item = Protocol> {
         let activesync = self.ews.activesync.then_some(Protocol::ActiveSync);

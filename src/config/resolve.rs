@@ -831,6 +831,9 @@ impl Dealing<'_> {
             if !is_fixed && !entry.guarded {
                 self.check_password(entry, &oauth, &application);
             }
+            if draft.protocol == Protocol::Ews {
+                self.remark_on_impersonation(entry, &application, &draft.name.value);
+            }
             let known = applications.iter().find(|known| ***known == application).map(Arc::clone);
             let application = known.unwrap_or_else(|| {
                 let new = Arc::new(application);
@@ -885,6 +888,25 @@ impl Dealing<'_> {
                     "remove it, or name the account in the `fixed-account` of a listener",
                 );
             }
+        }
+    }
+
+    /// Over EWS a token of the application is used in another way than a user's.
+    fn remark_on_impersonation(&self, entry: &Entry, application: &Application, listener: &str) {
+        let app_only = application.is_app_only();
+        if !app_only && application.grants.iter().any(|grant| grant.is_app_only()) {
+            self.reader.remark(
+                entry.user.at,
+                format!("this account is not served by `{listener}`: its grants give now a user's token, now the application's own"),
+                "set one `grant` for the account, or in the `oauth` section of the EWS listener",
+            );
+        }
+        if !app_only && !entry.ews_mailboxes.is_empty() {
+            self.reader.remark(
+                entry.user.at,
+                format!("`ews-mailboxes` has no meaning for this account at `{listener}`: its token is the user's, and Exchange decides"),
+                "remove it, or set `grant: client-credentials`",
+            );
         }
     }
 
@@ -1176,13 +1198,7 @@ pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
     let mut client_ids: BTreeSet<&str> = BTreeSet::new();
     let mut name = None;
     for listener in &config.listeners {
-        let Upstream::Http(url) = &listener.upstream else { continue };
-        let online = url.host_str().is_some_and(|host| {
-            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"]
-                .iter()
-                .any(|end| host.ends_with(end))
-        });
-        if online {
+        if listener.ends_in_2027() {
             name = name.or(Some(listener.name.as_str()));
             client_ids.extend(listener.accounts.iter().map(|a| a.application.client_id.as_str()));
         }
