@@ -99,7 +99,20 @@ fn modules_use_only_what_the_map_allows() {
         ),
         (
             "cli",
-            &["app", "simulator", "token", "upstream", "config", "explain", "secret", "telemetry", "clock"],
+            // `serve` and `stream`: the doctor signs in by the very dialogues that sessions use (serve::probe)
+            &[
+                "app",
+                "simulator",
+                "serve",
+                "token",
+                "upstream",
+                "config",
+                "explain",
+                "secret",
+                "stream",
+                "telemetry",
+                "clock",
+            ],
         ),
         ("lib", &[]),
         ("main", &[]),

@@ -12,6 +12,7 @@ use self::out::Out;
 
 pub mod check;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod hash_password;
 pub mod out;
@@ -52,6 +53,8 @@ enum Command {
     Run,
     /// Check the configuration file: every problem at once, or what would run
     Check,
+    /// Find out at which step it fails, whose turn it is, and what to do
+    Doctor(doctor::DoctorArguments),
     /// Show the whole thing on this machine alone: a simulated Office 365, the real proxy, a message there and back
     Demo(demo::DemoArguments),
     /// Explain an error code or a pasted error text: whose fault, and what to do
@@ -83,6 +86,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run::run(&config, &mut out),
         Command::Check => check::check(&config, &mut out),
+        Command::Doctor(wishes) => doctor::doctor(&config, &wishes, &mut out),
         Command::Demo(wishes) => demo::demo(&wishes, &mut out),
         Command::Explain { all: true, .. } => {
             ended(explain::page(out.writers().0).map(|()| ExitCode::SUCCESS))

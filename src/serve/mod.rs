@@ -1,11 +1,13 @@
 //! The stations of the pipe between a mail client and upstream.
 //!
 //! `listener` accepts, `session` tells the story of one connection, `drive` carries out what a dialogue
-//! asks for, `relay` moves bytes once both dialogues are through.
+//! asks for, `relay` moves bytes once both dialogues are through. `probe` signs in
+//! by the same dialogues, for `mailkey doctor`.
 
 pub mod drive;
 pub mod listener;
 pub mod offer;
+pub mod probe;
 pub mod relay;
 pub mod session;
 pub mod station;

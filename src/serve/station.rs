@@ -84,14 +84,7 @@ impl Station {
 
     /// A dialogue with upstream.
     pub fn back(&self, server: &MailServer, errand: Errand) -> Box<dyn Back> {
-        match (self.listener.protocol, server.tls) {
-            (Protocol::Imap | Protocol::Ews, BackTls::Implicit) => Box::new(ImapBack::new(errand)),
-            (Protocol::Imap | Protocol::Ews, BackTls::StartTls) => Box::new(ImapBack::with_starttls(errand)),
-            (Protocol::Pop3, BackTls::Implicit) => Box::new(Pop3Back::new(errand)),
-            (Protocol::Pop3, BackTls::StartTls) => Box::new(Pop3Back::with_starttls(errand)),
-            (Protocol::Smtp, BackTls::Implicit) => Box::new(SmtpBack::new(errand)),
-            (Protocol::Smtp, BackTls::StartTls) => Box::new(SmtpBack::with_starttls(errand)),
-        }
+        back(self.listener.protocol, server.tls, errand)
     }
 
     /// Who knows when a session of this protocol may be ended by us.
@@ -135,6 +128,18 @@ impl Station {
 
     fn is_reachable_from_outside(&self) -> bool {
         self.listener.listen.iter().any(|address| !address.ip().is_loopback())
+    }
+}
+
+/// A dialogue with upstream, for any listener of this protocol.
+pub fn back(protocol: Protocol, tls: BackTls, errand: Errand) -> Box<dyn Back> {
+    match (protocol, tls) {
+        (Protocol::Imap | Protocol::Ews, BackTls::Implicit) => Box::new(ImapBack::new(errand)),
+        (Protocol::Imap | Protocol::Ews, BackTls::StartTls) => Box::new(ImapBack::with_starttls(errand)),
+        (Protocol::Pop3, BackTls::Implicit) => Box::new(Pop3Back::new(errand)),
+        (Protocol::Pop3, BackTls::StartTls) => Box::new(Pop3Back::with_starttls(errand)),
+        (Protocol::Smtp, BackTls::Implicit) => Box::new(SmtpBack::new(errand)),
+        (Protocol::Smtp, BackTls::StartTls) => Box::new(SmtpBack::with_starttls(errand)),
     }
 }
 

@@ -34,6 +34,8 @@ pub enum Purpose {
     Mail,
     /// EWS.
     Ews,
+    /// Token requests; they dial by themselves, so this serves for looking at their way.
+    Identity,
 }
 
 impl Connector {
@@ -62,17 +64,31 @@ impl Connector {
     /// # Errors
     /// Name, socket or tunnel.
     pub async fn connect(&self, host: &str, port: u16, purpose: Purpose) -> Result<BoxIo, UpstreamError> {
-        let proxy = self.proxy.as_deref().filter(|proxy| {
+        match self.proxy_for(host, purpose) {
+            None => Ok(Box::new(self.dialler.dial(host, port).await?)),
+            Some(proxy) => {
+                let (host_of_proxy, port_of_proxy) = tunnel::proxy_address(proxy);
+                let io = Box::new(self.dialler.dial(host_of_proxy, port_of_proxy).await?);
+                self.tunnel(io, proxy, host, port).await
+            }
+        }
+    }
+
+    /// The outbound proxy, where the way to `host` leads through it.
+    pub fn proxy_for(&self, host: &str, purpose: Purpose) -> Option<&OutboundProxy> {
+        self.proxy.as_deref().filter(|proxy| {
             let used = match purpose {
                 Purpose::Mail => proxy.use_for.mail,
                 Purpose::Ews => proxy.use_for.ews,
+                Purpose::Identity => proxy.use_for.identity,
             };
             used && !proxy.bypasses(host)
-        });
-        match proxy {
-            None => Ok(Box::new(self.dialler.dial(host, port).await?)),
-            Some(proxy) => self.through(proxy, host, port).await,
-        }
+        })
+    }
+
+    /// Opens sockets; for whoever takes the way step by step.
+    pub fn dialler(&self) -> &Dialler {
+        &self.dialler
     }
 
     /// Puts TLS on a stream to `host:port`.
@@ -91,12 +107,20 @@ impl Connector {
         })
     }
 
-    async fn through(&self, proxy: &OutboundProxy, host: &str, port: u16) -> Result<BoxIo, UpstreamError> {
-        let proxy_host = proxy.url.host_str().unwrap_or_default();
-        let proxy_port = tunnel::proxy_port(proxy);
-        let mut io: BoxIo = Box::new(self.dialler.dial(proxy_host, proxy_port).await?);
+    /// Asks the outbound proxy at the other end of `io` for a tunnel to `host:port`.
+    ///
+    /// # Errors
+    /// TLS with the proxy, its refusal, time limit.
+    pub async fn tunnel(
+        &self,
+        mut io: BoxIo,
+        proxy: &OutboundProxy,
+        host: &str,
+        port: u16,
+    ) -> Result<BoxIo, UpstreamError> {
         if proxy.url.scheme() == "https" {
-            (io, _) = self.encrypt(io, proxy_host, proxy_port).await?;
+            let (host_of_proxy, port_of_proxy) = tunnel::proxy_address(proxy);
+            (io, _) = self.encrypt(io, host_of_proxy, port_of_proxy).await?;
         }
         let asked = async {
             match proxy.url.scheme() {

@@ -63,7 +63,10 @@ impl Dialler {
 
     /// The addresses of a name, families interleaved, IPv6 first (RFC 8305 §4). An old answer is kept when
     /// DNS fails.
-    async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, UpstreamError> {
+    ///
+    /// # Errors
+    /// The name does not resolve and never did.
+    pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, UpstreamError> {
         if let Ok(literal) = host.trim_matches(['[', ']']).parse() {
             return Ok(vec![literal]);
         }

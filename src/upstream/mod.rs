@@ -13,3 +13,4 @@ pub mod error;
 pub mod https;
 pub mod tls;
 pub mod tunnel;
+pub mod witness;

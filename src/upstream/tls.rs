@@ -87,7 +87,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsSetu
 }
 
 /// The platform's roots and the extra ones; Mozilla's where the platform has none (a bare container image).
-fn roots(extra: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
+pub(super) fn roots(extra: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
     let mut store = RootCertStore::empty();
     let platform = rustls_native_certs::load_native_certs();
     for error in &platform.errors {

@@ -209,6 +209,11 @@ pub fn proxy_name(proxy: &OutboundProxy) -> String {
     format!("{}:{}", proxy.url.host_str().unwrap_or("?"), proxy_port(proxy))
 }
 
+/// Where the proxy itself is dialled.
+pub fn proxy_address(proxy: &OutboundProxy) -> (&str, u16) {
+    (proxy.url.host_str().unwrap_or_default(), proxy_port(proxy))
+}
+
 /// The proxy's port; 1080 for SOCKS, else the scheme's.
 pub fn proxy_port(proxy: &OutboundProxy) -> u16 {
     proxy.url.port_or_known_default().unwrap_or(1080)
