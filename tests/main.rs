@@ -14,6 +14,7 @@
 mod clients;
 mod command_line;
 mod config;
+mod doctor;
 mod hostile;
 mod house;
 mod passwords;

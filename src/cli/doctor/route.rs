@@ -65,8 +65,7 @@ impl Route {
     pub async fn walk(&self, branch: &mut Branch) -> Option<BoxIo> {
         let [name, connection] = STEPS;
         let proxy = self.proxy();
-        let (first, first_port) =
-            proxy.map_or((self.host.as_str(), self.port), tunnel::proxy_address);
+        let (first, first_port) = proxy.map_or((self.host.as_str(), self.port), tunnel::proxy_address);
         let dialler = self.connector.dialler();
         branch
             .step(name, async {
@@ -101,7 +100,8 @@ impl Route {
     pub async fn encrypt(&self, branch: &mut Branch, io: BoxIo) -> Option<(BoxIo, Encrypted)> {
         let encrypted = branch
             .step(TLS_STEP, async {
-                let encrypted = self.connector.encrypt(io, &self.host, self.port).await.map_err(|error| story(&error))?;
+                let encrypted =
+                    self.connector.encrypt(io, &self.host, self.port).await.map_err(|error| story(&error))?;
                 Ok((encrypted, self.seen()))
             })
             .await;
