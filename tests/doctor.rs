@@ -2,8 +2,8 @@
 //! comes behind it is not reached.
 
 use mailkey::simulator::{
-    ALICE, BOB, CertificateFault, Condition, EwsFault, IdentityFault, MailFault, PUBLIC_CLIENT_ID, Service,
-    Settings, User,
+    ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, CertificateFault, Condition, EwsFault,
+    IdentityFault, MailFault, PUBLIC_CLIENT_ID, Service, Settings, User,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -55,7 +55,7 @@ impl Practice {
                 office.ews().port()
             ),
         ];
-        let listeners: String = listeners.iter().map(|line| format!("  - {line}\n")).collect();
+        let listeners = listeners.map(|line| format!("  - {line}\n")).concat();
         let roots = self.stage.file("office-ca.pem");
         let text = format!(
             "oauth: {{{oauth}}}\nlisteners:\n{listeners}tls: {{extra-roots-file: '{}'}}\noutbound-proxy: off\n{sections}",
@@ -115,10 +115,10 @@ impl Diagnosis {
         let found = branches.iter().find(|one| one["title"].as_str().unwrap().starts_with(branch));
         let found = found.unwrap_or_else(|| panic!("no branch `{branch}` in {}", self.all));
         let steps = found["steps"].as_array().unwrap();
-        let step = steps.iter().find(|one| one["step"] == step).unwrap_or_else(|| {
-            panic!("no step `{step}` in {found:#}");
-        });
-        step
+        steps
+            .iter()
+            .find(|one| one["step"] == step)
+            .unwrap_or_else(|| panic!("no step `{step}` in {found:#}"))
     }
 
     fn result(&self, branch: &str, step: &str) -> &str {
@@ -352,7 +352,6 @@ async fn a_mailbox_with_protocols_switched_off_names_the_switch() {
     let practice = Practice::planned(Plan { settings, ..Plan::default() }).await;
     practice.stage.office.mischief().ews(EwsFault::Forbidden);
     let told = practice.alice().await;
-    println!("{}", told.all);
     told.fails("smtp", "sign-in", "SMTP-535-5.7.139-MAILBOX", "Set-CASMailbox");
     told.fails("ews", "mailbox", "EWS-403", "EwsAllowedAppIDs");
     for branch in ["imap", "pop3"] {
@@ -388,4 +387,92 @@ async fn smtp_that_is_switched_off_for_the_whole_tenant_is_told_as_such() {
     practice.stage.office.tenant().disable_smtp_auth(true);
     let told = practice.alice().await;
     told.fails("smtp", "sign-in", "SMTP-535-5.7.139-TENANT", "Set-TransportConfig");
+}
+
+/// An outbound proxy for one test: it tunnels where the sign-in is there, and asks for one where it is not.
+async fn outbound_proxy() -> std::net::SocketAddr {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = door.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut io, _)) = door.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && io.read_buf(&mut head).await.unwrap_or(0) > 0 {}
+                let head = String::from_utf8_lossy(&head).to_lowercase();
+                if !head.contains("proxy-authorization: basic") {
+                    let no = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+                    return drop(io.write_all(no).await);
+                }
+                let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let Ok(mut back) = tokio::net::TcpStream::connect(target).await else { return };
+                if io.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.is_ok() {
+                    drop(tokio::io::copy_bidirectional(&mut io, &mut back).await);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outbound_proxy_is_a_step_of_its_own_on_every_way() {
+    let practice = Practice::usual().await;
+    let proxy = outbound_proxy().await;
+    let path = practice.configure(&practice.one_scope(), "");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let section = |sign_in: &str| {
+        format!("outbound-proxy: {{url: 'http://{proxy}', use-for: [identity, ews, mail]{sign_in}}}")
+    };
+    std::fs::write(&path, text.replace("outbound-proxy: off", &section(""))).unwrap();
+    let told = diagnose(&path, &["--user", ALICE.0], ALICE.1).await;
+    for branch in ["identity", "imap", "pop3", "smtp", "ews"] {
+        assert_eq!(told.result(branch, "connection"), "well", "{}", told.all);
+        told.fails(branch, "proxy", "PROXY-SIGN-IN", "username");
+    }
+    let signed_in = section(", username: svc, password: open sesame");
+    std::fs::write(&path, text.replace("outbound-proxy: off", &signed_in)).unwrap();
+    let told = diagnose(&path, &["--user", ALICE.0], ALICE.1).await;
+    told.is_well();
+    assert_eq!(told.result("imap", "proxy"), "well", "{}", told.all);
+    assert!(!told.all.contains("open sesame"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applications_own_token_opens_the_mailboxes_that_it_may_and_needs_no_password() {
+    let practice = Practice::usual().await;
+    let authority = practice.stage.office.authority_url();
+    let secret = practice.write("secret", CONFIDENTIAL_CLIENT_SECRET);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let hash = run(MAILKEY, ["hash-password"], b"local\n").await.text();
+    let oauth = format!(
+        "tenant-authority: '{authority}', directory-id: contoso.com, client-id: {CONFIDENTIAL_CLIENT_ID}, \
+         grant: client-credentials, client-secret-file: '{secret}'"
+    );
+    let accounts = format!(
+        "accounts-only: true\naccounts:\n  - {{user: {}, password-hash: '{hash}'}}\n  - {{user: {}, password-hash: '{hash}'}}\n",
+        ALICE.0,
+        BOB.0,
+        hash = hash.trim()
+    );
+    let path = practice.configure(&oauth, &accounts);
+    let told = diagnose(&path, &["--user", ALICE.0], "local").await;
+    told.is_well();
+    assert!(told.step("identity", "token").to_string().contains("full_access_as_app"), "{}", told.all);
+    assert_eq!(practice.stage.office.token_requests(), 1);
+    let told = diagnose(&path, &["--user", ALICE.0], "not local").await;
+    told.fails("identity", "token", "PASSWORD-WRONG", "password-hash");
+    let told = diagnose(&path, &["--user", BOB.0], "local").await;
+    assert_eq!(told.result("identity", "token"), "well", "{}", told.all);
+    // sending and EWS are the whole tenant's with these permissions; IMAP and POP3 want a right to the mailbox
+    for branch in ["imap", "pop3"] {
+        let failed = ["sign-in", "mailbox"].iter().any(|step| told.result(branch, step) == "failed");
+        assert!(failed, "{branch}: {}", told.all);
+    }
+    let told = diagnose(&path, &["--user", "nobody@contoso.com"], "").await;
+    told.fails("imap", "sign-in", "USER-NOT-SERVED", "accounts");
 }

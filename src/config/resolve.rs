@@ -19,7 +19,7 @@ use super::proxy;
 use super::raw::{Kind, Node, Place};
 use super::read::{At, Reader, Section, is_harmless, is_loopback, shown};
 
-const TOP_KEYS: [&str; 11] = [
+pub(super) const TOP_KEYS: [&str; 11] = [
     "oauth",
     "listeners",
     "accounts",
@@ -33,7 +33,7 @@ const TOP_KEYS: [&str; 11] = [
     "log",
 ];
 
-const LISTENER_KEYS: [&str; 11] = [
+pub(super) const LISTENER_KEYS: [&str; 11] = [
     "name",
     "protocol",
     "listen",
@@ -47,13 +47,15 @@ const LISTENER_KEYS: [&str; 11] = [
     "oauth",
 ];
 
-const ACCOUNT_KEYS: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "password-hash", "password-hash-file"];
-const TLS_KEYS: [&str; 5] =
+pub(super) const ACCOUNT_KEYS: [&str; 5] =
+    ["user", "mailbox", "mailbox-smtp", "password-hash", "password-hash-file"];
+pub(super) const TLS_KEYS: [&str; 5] =
     ["certificate-file", "key-file", "extra-roots-file", "minimum-version", "post-quantum"];
-const TOKEN_KEYS: [&str; 6] =
+pub(super) const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
-const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 6] = [
+pub(super) const GUARD_KEYS: [&str; 4] =
+    ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
+pub(super) const LIMIT_KEYS: [&str; 6] = [
     "sessions",
     "sessions-per-user",
     "login-timeout",
@@ -61,6 +63,9 @@ const LIMIT_KEYS: [&str; 6] = [
     "drain-timeout",
     "refusals-per-session",
 ];
+
+pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
+pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -71,8 +76,7 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
     const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
     const ADDRESSES: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "fixed-account", "username"];
-    const OTHER: [&str; 3] = ["listen", "level", "format"];
-    let known: [&[&str]; 10] = [
+    let known: [&[&str]; 11] = [
         &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
@@ -82,7 +86,8 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
         &LIMIT_KEYS,
         &proxy::KEYS,
         &oauth::KEYS,
-        &OTHER,
+        &ADMIN_KEYS,
+        &LOG_KEYS,
     ];
     let is_address = ADDRESSES.contains(&key) && !value.contains([':', '/']);
     // `client-secret:…` without the blank behind the `:` is the value of what stands above it.
@@ -887,7 +892,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
     if node.scalar() == Some("off") {
         return None;
     }
-    let Some(section) = reader.section(node, "admin", &["listen"]) else { return Some(default) };
+    let Some(section) = reader.section(node, "admin", &ADMIN_KEYS) else { return Some(default) };
     let Some(node) = section.get("listen") else { return Some(default) };
     if node.scalar() == Some("off") {
         return None;
@@ -907,7 +912,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
 fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
-    let Some(section) = node.and_then(|node| reader.section(node, "log", &["level", "format"])) else {
+    let Some(section) = node.and_then(|node| reader.section(node, "log", &LOG_KEYS)) else {
         return log;
     };
     if let Some(level) = section.get("level").and_then(|node| {

@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn what_is_no_jwt_is_opaque() {
-        for text in ["", "EwBAAl3BAAUF", "a.b", "a.b.c", "a.!!.c", &token("[]")[..5]] {
+        for text in ["", "EwBAAl3BAAUF", "a.b", "a.b.c", "a.!!.c", "e30.W10"] {
             assert_eq!(read(text), None, "{text}");
         }
     }
