@@ -19,6 +19,7 @@ mod hostile;
 mod house;
 mod passwords;
 mod readme;
+mod setup;
 mod simulator;
 mod slicing;
 mod stage;

@@ -78,7 +78,7 @@ fn listener(key: &str) -> Option<(Value, &'static str)> {
             "shown in logs, metrics and on the status page",
         ),
         "protocol" => (choice(&["imap", "pop3", "smtp", "ews"]), "what is spoken"),
-        "listen" => (one_or_more(text()), "address and port, or a list of them"),
+        "listen" => (one_or_more(&text()), "address and port, or a list of them"),
         "tls" => (choice(&["off", "starttls", "implicit"]), "what the mail client speaks"),
         "allow-insecure" => (flag(), "clear text over the network, at your own risk"),
         "upstream" => (text(), "the mail server with its port, or the https URL of EWS"),
@@ -86,7 +86,7 @@ fn listener(key: &str) -> Option<(Value, &'static str)> {
         "token-expiry-margin-time" => {
             (duration(), "SMTP: closed, between messages, this long before the token ends")
         }
-        "allow-from" => (one_or_more(text()), "addresses and networks that may connect"),
+        "allow-from" => (one_or_more(&text()), "addresses and networks that may connect"),
         "fixed-account" => (text(), "who sends where the client cannot sign in at all"),
         "oauth" => (section("oauth", &oauth::KEYS), "what differs for this listener"),
         _ => return None,
@@ -98,7 +98,7 @@ fn account(key: &str) -> Option<(Value, &'static str)> {
         "user" => (text(), "the name that the client signs in with; `*` is any characters"),
         "mailbox" => (text(), "who it is upstream"),
         "mailbox-smtp" => (text(), "who it is upstream for sending"),
-        "password-hash" => (one_or_more(text()), "made by `mailkey hash-password`"),
+        "password-hash" => (one_or_more(&text()), "made by `mailkey hash-password`"),
         "password-hash-file" => (text(), "a file with such hashes, one a line"),
         _ => return None,
     })
@@ -116,16 +116,16 @@ fn oauth(key: &str) -> Option<(Value, &'static str)> {
         "grant" => {
             let grants =
                 ["password", "client-credentials", "device-code", "authorization-code", "managed-identity"];
-            (one_or_more(choice(&grants)), "how a token is asked for; a list is a chain")
+            (one_or_more(&choice(&grants)), "how a token is asked for; a list is a chain")
         }
         "client-secret" => (text(), "a secret of the application; better in a file"),
         "client-secret-file" => (text(), "a file with the secret of the application"),
         "client-certificate-file" => (text(), "the certificate of the application, PEM"),
         "client-key-file" => (text(), "the key of that certificate, PEM"),
         "federated-token-file" => (text(), "workload identity: a file with a token, or `azure`"),
-        "token-url" => (text(), "only for `provider: custom`"),
-        "authorize-url" => (text(), "only for `provider: custom`"),
-        "device-url" => (text(), "only for `provider: custom`"),
+        "token-url" => (text(), "only for `provider: custom`: RFC 6749, section 3.2"),
+        "authorize-url" => (text(), "only for `provider: custom`: RFC 6749, section 3.1"),
+        "device-url" => (text(), "only for `provider: custom`: RFC 8628, section 3.1"),
         "sasl" => (choice(&["xoauth2", "oauthbearer"]), "how the token is presented"),
         "offline-access" => (flag(), "whether to ask for a refresh token, where one serves"),
         _ => return None,
@@ -139,8 +139,8 @@ fn outbound_proxy(key: &str) -> Option<(Value, &'static str)> {
         "password" => (text(), "its password; better in a file"),
         "password-file" => (text(), "a file with its password"),
         "auth" => (choice(&["auto", "none", "basic", "ntlm", "negotiate"]), "how to sign in there"),
-        "use-for" => (one_or_more(choice(&["identity", "ews", "mail"])), "what goes through it"),
-        "no-proxy" => (one_or_more(text()), "domains, addresses and networks that are reached directly"),
+        "use-for" => (one_or_more(&choice(&["identity", "ews", "mail"])), "what goes through it"),
+        "no-proxy" => (one_or_more(&text()), "domains, addresses and networks that are reached directly"),
         _ => return None,
     })
 }
@@ -174,7 +174,7 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         ("limits", "refusals-per-session") => {
             (count(1, 255), "refused logins before the connection is closed")
         }
-        ("admin", "listen") => (one_or_more(text()), "address and port, or `off`"),
+        ("admin", "listen") => (one_or_more(&text()), "address and port, or `off`"),
         ("log", "level") => (text(), "error, warn, info, debug or trace"),
         ("log", "format") => (choice(&["text", "json"]), "for people or for machines"),
         _ => return None,
@@ -207,7 +207,7 @@ fn variable() -> Value {
     json!({"type": "string", "pattern": "^\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}$"})
 }
 
-fn one_or_more(one: Value) -> Value {
+fn one_or_more(one: &Value) -> Value {
     let list = json!({"type": "array", "items": one});
     json!({"anyOf": [one, list]})
 }
