@@ -14,15 +14,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminDesk};
 use crate::clock;
-use crate::config::model::{Config, Listener, Protocol};
+use crate::config::model::{Config, Listener, Protocol, Upstream};
 use crate::ews::{self, desk::Desk};
 use crate::explain::{CauseKind, Explain, Explanation, Fault, Passes, Refusal};
 use crate::live::Live;
 use crate::seats::Seats;
+use crate::serve::hold::Holds;
 use crate::serve::listener::{Door, Visit, bind};
 use crate::serve::session;
 use crate::serve::station::Station;
 use crate::serve::tls as front_tls;
+use crate::serve::turnstile::Turnstile;
+use crate::serve::warm::{WarmConnections, WarmSettings};
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::{Broker, BrokerSettings};
@@ -188,6 +191,9 @@ impl App {
         let https = HttpsClient::new(Arc::clone(&connector));
         let places = Arc::new(Semaphore::new(self.config.limits.sessions));
         let seats = Seats::new(self.config.limits.sessions_per_user);
+        let turnstile = Turnstile::new(&self.config.limits);
+        let holds: Arc<Holds> = Arc::default();
+        let mut warm: Vec<Arc<WarmConnections>> = Vec::new();
         let mut stations: Vec<Arc<Station>> = Vec::new();
         for (listener, socket) in doors {
             let door = Door {
@@ -199,7 +205,9 @@ impl App {
             };
             if listener.protocol == Protocol::Ews {
                 let visitors = Arc::new(EwsVisitors {
-                    desk: Arc::new(self.ews_desk(&listener, &https, &seats)?),
+                    desk: Arc::new(
+                        self.ews_desk(&listener, &https, &seats)?.listening_on(socket.local_addr().ok()),
+                    ),
                     acceptor: listener.tls.is_implicit().then(|| acceptor.cloned()).flatten(),
                     limit: self.config.limits.login_timeout,
                     draining: self.draining.clone(),
@@ -215,6 +223,9 @@ impl App {
                     connector: Arc::clone(&connector),
                     acceptor: acceptor.cloned(),
                     seats: seats.clone(),
+                    turnstile: turnstile.clone(),
+                    holds: Arc::clone(&holds),
+                    warm: self.warm(&listener, &connector, &mut warm),
                     limits: self.config.limits.clone(),
                     metrics: Arc::clone(&self.metrics),
                     host_name: host_name(),
@@ -229,6 +240,36 @@ impl App {
             tokio::spawn(door.keep(socket, move |visit| session::serve(Arc::clone(&station), visit)));
         }
         Ok(())
+    }
+
+    /// The warm connections to a listener's upstream; listeners with the same upstream share them.
+    fn warm(
+        &self,
+        listener: &Listener,
+        connector: &Arc<Connector>,
+        known: &mut Vec<Arc<WarmConnections>>,
+    ) -> Option<Arc<WarmConnections>> {
+        let Upstream::Mail(server) = &listener.upstream else { return None };
+        let limits = &self.config.limits;
+        if limits.warm_connections == 0 {
+            return None;
+        }
+        if let Some(same) = known.iter().find(|warm| warm.leads_to(listener.protocol, server)) {
+            return Some(Arc::clone(same));
+        }
+        let new = WarmConnections::new(WarmSettings {
+            protocol: listener.protocol,
+            server: server.clone(),
+            connector: Arc::clone(connector),
+            most: limits.warm_connections,
+            max_age: limits.warm_connection_age,
+            host_name: host_name(),
+            metrics: Arc::clone(&self.metrics),
+            tracker: self.sessions.clone(),
+            draining: self.draining.clone(),
+        });
+        known.push(Arc::clone(&new));
+        Some(new)
     }
 
     fn ews_desk(

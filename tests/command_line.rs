@@ -1,5 +1,6 @@
 //! The binary as an administrator meets it: exit codes, signals, what is printed and what never is.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::stage::{PATIENCE, Stage, Told, Wire, run};
 
-const MAILKEY: &str = env!("CARGO_BIN_EXE_mailkey");
+pub const MAILKEY: &str = env!("CARGO_BIN_EXE_mailkey");
 
 async fn mailkey(arguments: &[&str]) -> Told {
     run(MAILKEY, arguments, b"").await
@@ -56,8 +57,8 @@ async fn the_shipped_configuration_lacks_nothing_but_the_client_id() {
     assert!(told.err.contains("client-id") && told.err.contains("App registrations"), "{}", told.err);
 }
 
-/// The proxy as a process of its own, in front of the stage's simulator.
-struct Running {
+/// The proxy as a process of its own, in front of a simulator.
+pub struct Running {
     child: Child,
     log: BufReader<tokio::process::ChildStderr>,
     seen: String,
@@ -68,8 +69,14 @@ impl Running {
         let path = stage.file("own.yaml");
         let usual = std::fs::read_to_string(stage.file("proxy.yaml")).unwrap();
         std::fs::write(&path, format!("{usual}{sections}")).unwrap();
+        Self::with(&path, &[])
+    }
+
+    /// With this configuration and these variables in its environment.
+    pub fn with(path: &Path, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(MAILKEY)
             .args(["run", "--config", path.to_str().unwrap()])
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -79,7 +86,7 @@ impl Running {
     }
 
     /// Reads the log up to a line with this in it.
-    async fn until(&mut self, text: &str) -> String {
+    pub async fn until(&mut self, text: &str) -> String {
         loop {
             let mut line = String::new();
             let read =
@@ -93,18 +100,18 @@ impl Running {
     }
 
     /// The address of a listener, as the log gives it.
-    async fn address(&mut self, listener: &str) -> std::net::SocketAddr {
+    pub async fn address(&mut self, listener: &str) -> std::net::SocketAddr {
         let line = self.until(&format!("listener=\"{listener}\"")).await;
         line.split("address=").nth(1).unwrap().trim().parse().unwrap()
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let id = self.child.id().unwrap().to_string();
         let killed = std::process::Command::new("kill").args([signal, &id]).status().unwrap();
         assert!(killed.success());
     }
 
-    async fn end(mut self) -> (Option<i32>, String) {
+    pub async fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         drop(tokio::io::AsyncReadExt::read_to_string(&mut self.log, &mut rest).await);
         let status = timeout(PATIENCE, self.child.wait()).await.expect("the proxy does not end").unwrap();
@@ -112,7 +119,7 @@ impl Running {
     }
 }
 
-async fn dial(address: std::net::SocketAddr) -> Wire {
+pub async fn dial(address: std::net::SocketAddr) -> Wire {
     Wire(BufReader::new(tokio::net::TcpStream::connect(address).await.unwrap()))
 }
 
@@ -169,6 +176,68 @@ async fn a_stop_waits_for_the_message_under_way() {
     let (code, log) = proxy.end().await;
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(stage.office.messages(ALICE.0, "INBOX").len(), 1);
+}
+
+/// Peak memory of the proxy since `forget_peak`, in KiB (Linux).
+#[cfg(target_os = "linux")]
+fn peak(proxy: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.child.id().unwrap())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+fn forget_peak(proxy: &Running) {
+    std::fs::write(format!("/proc/{}/clear_refs", proxy.child.id().unwrap()), "5").unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_megabytes_over_ews_do_not_raise_memory() {
+    let stage = Stage::usual().await;
+    let mut proxy = Running::start(&stage, "");
+    let address = proxy.address("ews").await;
+    let url = format!("http://{address}/EWS/Exchange.asmx");
+    let user = format!("{}:{}", ALICE.0, ALICE.1);
+    let body = stage.file("body.xml");
+    let post = async |size: usize| {
+        std::fs::write(&body, format!("<!--{}-->", "x".repeat(size))).unwrap();
+        let data = format!("@{}", body.display());
+        let told = run(
+            "curl",
+            [
+                "-sS",
+                "-u",
+                &user,
+                "-H",
+                "Content-Type: text/xml",
+                "-H",
+                "Expect:",
+                "--data-binary",
+                &data,
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code} %{size_upload}",
+                &url,
+            ],
+            b"",
+        )
+        .await;
+        // no SOAP, so Exchange says no; but it has read all of it
+        assert!(
+            told.text().ends_with(&format!(" {}", size + 7)) && !told.text().starts_with("000"),
+            "{told:?}"
+        );
+    };
+    post(100_000).await;
+    forget_peak(&proxy);
+    let before = peak(&proxy);
+    post(100_000_000).await;
+    let grown = peak(&proxy) - before;
+    assert!(grown <= 1024, "memory grew by {grown} KiB");
+    proxy.signal("-TERM");
+    assert_eq!(proxy.end().await.0, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,9 @@
 mod clients;
 mod command_line;
 mod config;
+mod distance;
 mod doctor;
+mod grants;
 mod hostile;
 mod house;
 mod passwords;
@@ -25,3 +27,4 @@ mod slicing;
 mod stage;
 mod store;
 mod transcripts;
+mod warm;

@@ -163,8 +163,8 @@ async fn a_certificate_made_here_is_trusted_by_whoever_trusts_its_authority() {
     #[cfg(unix)]
     for key in ["ca.key", "server.key"] {
         use std::os::unix::fs::PermissionsExt as _;
-        let mode = std::fs::metadata(file(key)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{key}");
+        let rights = std::fs::metadata(file(key)).unwrap().permissions().mode();
+        assert_eq!(rights & 0o777, 0o600, "{key}");
     }
     for name in ["mail.contoso.com", "localhost", "192.0.2.7", "::1"] {
         assert_eq!(greeting(&file("ca.pem"), &file("server.pem"), &file("server.key"), name).await, Ok(()));

@@ -154,6 +154,7 @@ mod redis {
             store: mailkey::config::model::Store::Redis(url.parse().unwrap()),
             key: Some(KeySource::File(path)),
             refresh_margin: Duration::from_mins(10),
+            extra_roots_file: None,
         })
         .unwrap()
     }
@@ -214,6 +215,19 @@ mod redis {
         assert_eq!(two.lease(&name, long).await.unwrap(), None);
         one.give_back(&next).await.unwrap();
         assert!(two.lease(&name, long).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_renewal_does_not_undo_a_sign_out_or_a_new_sign_in() {
+        let server = Server::start(&[]).await;
+        let (one, two) = (server.store(), server.store());
+        one.save_sign_in(&key("a"), &stored("old")).await.unwrap();
+        assert!(one.renew_sign_in(&key("a"), &stored("old"), &stored("new")).await.unwrap());
+        assert!(!two.renew_sign_in(&key("a"), &stored("old"), &stored("other")).await.unwrap());
+        assert_eq!(two.sign_in(&key("a")).await.unwrap(), Some(stored("new")));
+        two.remove_sign_in(&key("a")).await.unwrap();
+        assert!(!one.renew_sign_in(&key("a"), &stored("new"), &stored("newer")).await.unwrap());
+        assert_eq!(one.sign_in(&key("a")).await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -373,7 +387,7 @@ mod redis {
             let url = format!("rediss://{host}:{plain}/").parse().unwrap();
             RedisStore::connect(&url, &store_key(), roots).unwrap()
         };
-        let roots = std::fs::read(file("cert")).unwrap();
+        let roots = mailkey::token::store::redis::roots_with(Path::new(&file("cert"))).unwrap();
         let good = connect("localhost", Some(roots.clone()));
         good.save_sign_in(&key("a"), &stored("x")).await.unwrap();
         assert_eq!(good.sign_in(&key("a")).await.unwrap(), Some(stored("x")));
@@ -489,10 +503,41 @@ mod file {
         assert!(!dir.path().join("tokens.new").exists());
     }
 
+    /// Four processes, each of which reads, changes and writes the whole file again and again.
+    #[tokio::test]
+    async fn processes_that_write_at_once_lose_nothing_of_each_other() {
+        if let Some(place) = in_role("guest") {
+            let store = FileStore::visit(&place, &store_key()).unwrap();
+            for round in 0..15 {
+                let mine = key(&format!("{} {round}", std::process::id()));
+                store.save_sign_in(&mine, &stored("x")).await.unwrap();
+            }
+            return;
+        }
+        let dir = TempDir::new().unwrap();
+        let place = dir.path().join("tokens");
+        let proxy = FileStore::open(&place, &store_key()).unwrap();
+        let name = "store::file::processes_that_write_at_once_lose_nothing_of_each_other";
+        let guests: Vec<Child> =
+            (0..3).map(|_| another_process(name, "guest", &place, r#"exec "$@""#)).collect();
+        for round in 0..15 {
+            proxy.save_sign_in(&key(&format!("proxy {round}")), &stored("x")).await.unwrap();
+        }
+        for guest in guests {
+            let output = guest.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        }
+        assert_eq!(proxy.sign_ins().await.unwrap().len(), 4 * 15);
+        drop(proxy);
+        let store = FileStore::open(&place, &store_key()).unwrap();
+        assert_eq!(store.sign_ins().await.unwrap().len(), 4 * 15);
+    }
+
     #[tokio::test]
     async fn a_second_process_is_told_that_the_store_is_in_use() {
         if let Some(place) = in_role("second") {
             assert!(matches!(FileStore::open(&place, &store_key()), Err(StoreError::Locked(_))));
+            assert!(FileStore::visit(&place, &store_key()).is_ok());
             println!("\nlocked");
             return;
         }

@@ -305,7 +305,7 @@ fn listener(text: &mut String, protocol: Protocol, network: bool) {
         Protocol::Imap => (1143, 1993, "implicit"),
         Protocol::Pop3 => (1110, 1995, "implicit"),
         Protocol::Smtp => (1587, 1587, "starttls"),
-        Protocol::Ews => (1080, 1443, "implicit"),
+        Protocol::Ews | Protocol::ActiveSync => (1080, 1443, "implicit"),
     };
     put(text, &format!("  - name: {protocol}"));
     put(text, &format!("    protocol: {protocol}"));

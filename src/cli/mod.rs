@@ -3,12 +3,13 @@
 //! Exit codes: 0 well, 1 it did not work, 2 the command line or the configuration is wrong.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::out::Out;
+use crate::config::model::Config;
 
 pub mod certificate;
 pub mod check;
@@ -17,11 +18,14 @@ pub mod doctor;
 pub mod explain;
 pub mod hash_password;
 pub mod init;
+pub mod login;
+mod loopback;
 pub mod out;
 pub mod reference;
 pub mod run;
 pub mod schema;
 pub mod setup_script;
+pub mod tokens;
 
 /// It did not work.
 pub const FAILED: u8 = 1;
@@ -62,6 +66,15 @@ enum Command {
     Doctor(doctor::DoctorArguments),
     /// Show the whole thing on this machine alone: a simulated Office 365, the real proxy, a message there and back
     Demo(demo::DemoArguments),
+    /// Sign in ahead of the first mail client, for the grants that need a person: device code or browser
+    Login(login::LoginArguments),
+    /// List the sign-ins that are kept: who, since when, until when. Never a token
+    Tokens(tokens::TokensArguments),
+    /// Remove the sign-ins of a user (exit code 1 if there was none)
+    Logout {
+        /// The user name, as the mail client signs in with it
+        user: String,
+    },
     /// Explain an error code or a pasted error text: whose fault, and what to do
     Explain {
         /// `AADSTS50126`, or any text that holds an error of Entra ID or Exchange Online
@@ -108,6 +121,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check => check::check(&config, &mut out),
         Command::Doctor(wishes) => doctor::doctor(&config, &wishes, &mut out),
         Command::Demo(wishes) => demo::demo(&wishes, &mut out),
+        Command::Login(wishes) => login::login(&wishes, &config, &mut out),
+        Command::Tokens(wishes) => tokens::tokens(&wishes, &config, &mut out),
+        Command::Logout { user } => tokens::logout(&user, &config, &mut out),
         Command::Explain { all: true, .. } => {
             ended(explain::page(out.writers().0).map(|()| ExitCode::SUCCESS))
         }
@@ -128,6 +144,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// A reader that has gone away (`mailkey explain … | head`) is no error worth a word.
 fn ended(written: std::io::Result<ExitCode>) -> ExitCode {
     written.unwrap_or(ExitCode::from(FAILED))
+}
+
+/// The configuration; what is wrong with it is said, and ends the command.
+fn load(path: &Path, out: &mut Out) -> Result<Config, ExitCode> {
+    let loaded = crate::config::load(path, &run::environment).map_err(|problems| {
+        out.error(problems);
+        ExitCode::from(MISUSED)
+    })?;
+    Ok(loaded.config)
 }
 
 /// One TLS provider for everything, also for crates that ask for the process's default.

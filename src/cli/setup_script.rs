@@ -115,8 +115,10 @@ fn subjects(config: &Config, wishes: &ScriptArguments) -> Vec<Subject> {
                 found.push(subject);
             }
             let Some(at) = found.get_mut(place) else { continue };
-            if !at.protocols.contains(&listener.protocol) {
-                at.protocols.push(listener.protocol);
+            for used in listener.uses() {
+                if !at.protocols.contains(&used) {
+                    at.protocols.push(used);
+                }
             }
             let mailbox = account.mailbox.as_deref().or(account.mailbox_smtp.as_deref());
             let named = mailbox.unwrap_or(account.user.as_str());
@@ -133,7 +135,7 @@ fn subjects(config: &Config, wishes: &ScriptArguments) -> Vec<Subject> {
 pub fn script(subject: &Subject) -> String {
     let mut text = String::from(HEAD);
     let permissions: Vec<String> =
-        subject.protocols.iter().map(|&p| quoted(permission(subject.kind, p))).collect();
+        subject.protocols.iter().filter_map(|&p| permission(subject.kind, p)).map(quoted).collect();
     let mailboxes: Vec<String> = if subject.mailboxes.is_empty() {
         vec![quoted("mailbox@contoso.com")]
     } else {
@@ -178,17 +180,20 @@ pub fn script(subject: &Subject) -> String {
     text
 }
 
-fn permission(kind: Kind, protocol: Protocol) -> &'static str {
-    match (kind, protocol) {
+/// The permission's name; ActiveSync knows none for applications.
+fn permission(kind: Kind, protocol: Protocol) -> Option<&'static str> {
+    Some(match (kind, protocol) {
         (Kind::Password, Protocol::Imap) => "IMAP.AccessAsUser.All",
         (Kind::Password, Protocol::Pop3) => "POP.AccessAsUser.All",
         (Kind::Password, Protocol::Smtp) => "SMTP.Send",
         (Kind::Password, Protocol::Ews) => "EWS.AccessAsUser.All",
+        (Kind::Password, Protocol::ActiveSync) => "EAS.AccessAsUser.All",
         (Kind::ClientCredentials, Protocol::Imap) => "IMAP.AccessAsApp",
         (Kind::ClientCredentials, Protocol::Pop3) => "POP.AccessAsApp",
         (Kind::ClientCredentials, Protocol::Smtp) => "SMTP.SendAsApp",
         (Kind::ClientCredentials, Protocol::Ews) => "full_access_as_app",
-    }
+        (Kind::ClientCredentials, Protocol::ActiveSync) => return None,
+    })
 }
 
 fn switches(protocols: &[Protocol]) -> Vec<&'static str> {
@@ -197,6 +202,7 @@ fn switches(protocols: &[Protocol]) -> Vec<&'static str> {
         Protocol::Pop3 => "-PopEnabled $true",
         Protocol::Smtp => "-SmtpClientAuthenticationDisabled $false",
         Protocol::Ews => "-EwsEnabled $true",
+        Protocol::ActiveSync => "-ActiveSyncEnabled $true",
     };
     protocols.iter().map(switch).collect()
 }

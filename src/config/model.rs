@@ -42,6 +42,8 @@ pub enum Protocol {
     Smtp,
     /// Exchange Web Services: SOAP over HTTP.
     Ews,
+    /// Exchange ActiveSync, on an EWS listener with `activesync: true`: no listener's own protocol.
+    ActiveSync,
 }
 
 impl Protocol {
@@ -52,6 +54,7 @@ impl Protocol {
             Self::Pop3 => "pop3",
             Self::Smtp => "smtp",
             Self::Ews => "ews",
+            Self::ActiveSync => "activesync",
         }
     }
 }
@@ -81,6 +84,8 @@ pub struct Listener {
     pub fixed_account: Option<String>,
     /// SMTP only: the session is closed, between messages, this long before its token expires.
     pub token_expiry_margin: Duration,
+    /// EWS only: what goes beyond it.
+    pub ews: EwsSettings,
     /// The accounts as this listener sees them (its own `oauth` merged in), first match wins; the last is
     /// the `oauth` section itself and matches everybody, unless `accounts` are exclusive.
     pub accounts: Vec<Arc<Account>>,
@@ -91,6 +96,24 @@ impl Listener {
     pub fn account(&self, user: &str) -> Option<&Arc<Account>> {
         self.accounts.iter().find(|account| account.user.matches(user))
     }
+}
+
+impl Listener {
+    /// What it asks tokens for.
+    pub fn uses(&self) -> impl Iterator<Item = Protocol> {
+        let activesync = self.ews.activesync.then_some(Protocol::ActiveSync);
+        [self.protocol].into_iter().chain(activesync)
+    }
+}
+
+/// What an EWS listener has besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EwsSettings {
+    /// How mail clients reach the listener, without a path: what autodiscover and the WSDL name. `None`: as the
+    /// request does, if that is an address of the listener.
+    pub public_url: Option<Url>,
+    /// Whether `/Microsoft-Server-ActiveSync` is served.
+    pub activesync: bool,
 }
 
 /// TLS towards the mail client.
@@ -149,6 +172,9 @@ pub struct Account {
     pub mailbox: Option<String>,
     /// The same for SMTP, where a shared mailbox sends as its delegate; `None`: as `mailbox`.
     pub mailbox_smtp: Option<String>,
+    /// Mailboxes, besides its own, that an EWS client may name in `ExchangeImpersonation` where the token is the
+    /// application's own.
+    pub ews_mailboxes: Vec<UserPattern>,
     /// How its token is asked for.
     pub application: Arc<Application>,
     /// Argon2id hashes (PHC strings) of passwords that we check ourselves; any one opens the mailbox.
@@ -161,7 +187,7 @@ impl Account {
     pub fn mailbox_for(&self, user: &str, protocol: Protocol) -> String {
         let mapped = match protocol {
             Protocol::Smtp => self.mailbox_smtp.as_deref().or(self.mailbox.as_deref()),
-            Protocol::Imap | Protocol::Pop3 | Protocol::Ews => self.mailbox.as_deref(),
+            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => self.mailbox.as_deref(),
         };
         mapped.unwrap_or(user).to_owned()
     }
@@ -225,6 +251,16 @@ pub struct Application {
 }
 
 impl Application {
+    /// Whether its tokens are its own, whoever signs in: over EWS they open every mailbox of the tenant.
+    pub fn is_app_only(&self) -> bool {
+        self.grants.iter().all(|grant| grant.is_app_only())
+    }
+
+    /// Whether a grant gives tokens that are a user's.
+    pub fn has_users(&self) -> bool {
+        self.grants.iter().any(|grant| !grant.is_app_only())
+    }
+
     /// The scope to ask for: as configured, else the smallest one for the protocol (Microsoft's page
     /// "Authenticate an IMAP, POP or SMTP connection using OAuth").
     pub fn scope_for(&self, protocol: Protocol, grant: Grant) -> String {
@@ -244,6 +280,7 @@ impl Application {
             Protocol::Pop3 => "POP.AccessAsUser.All",
             Protocol::Smtp => "SMTP.Send",
             Protocol::Ews => "EWS.AccessAsUser.All",
+            Protocol::ActiveSync => "EAS.AccessAsUser.All",
         };
         format!("{}/{permission}", self.resource)
     }
@@ -307,6 +344,11 @@ impl Grant {
             Self::AuthorizationCode => "authorization-code",
             Self::ManagedIdentity => "managed-identity",
         }
+    }
+
+    /// Whether the token is the application's own, and no user's.
+    pub fn is_app_only(self) -> bool {
+        matches!(self, Self::ClientCredentials | Self::ManagedIdentity)
     }
 
     /// Whether the identity provider sees, and so checks, the client's password.
@@ -436,6 +478,8 @@ pub struct Tokens {
     pub key: Option<KeySource>,
     /// A token with less life than this is renewed before it is handed out.
     pub refresh_margin: Duration,
+    /// Trusted besides the platform's roots, for `rediss://`: the same as [`Tls::extra_roots_file`].
+    pub extra_roots_file: Option<PathBuf>,
 }
 
 /// A token store.
@@ -499,6 +543,18 @@ pub struct Limits {
     pub sessions: usize,
     /// Signed-in sessions at once per user.
     pub sessions_per_user: usize,
+    /// SMTP sessions at once per mailbox: Exchange Online takes 3, and says 432 to a fourth.
+    pub smtp_sessions_per_mailbox: usize,
+    /// IMAP sessions at once per mailbox.
+    pub imap_sessions_per_mailbox: usize,
+    /// POP3 sessions at once per mailbox.
+    pub pop3_sessions_per_mailbox: usize,
+    /// How long a login waits for one of them to end.
+    pub wait_for_session: Duration,
+    /// Connections kept ready for the next logins, at most, for each upstream; 0: none.
+    pub warm_connections: usize,
+    /// How old one may become: Exchange closes after 60 s without a login.
+    pub warm_connection_age: Duration,
     /// From accept to the answer to the login.
     pub login_timeout: Duration,
     /// No byte either way for this long ends a session.

@@ -88,6 +88,8 @@ fn listener(key: &str) -> Option<(Value, &'static str)> {
         }
         "allow-from" => (one_or_more(&text()), "addresses and networks that may connect"),
         "fixed-account" => (text(), "who sends where the client cannot sign in at all"),
+        "public-url" => (text(), "EWS: how mail clients reach the listener, for autodiscover"),
+        "activesync" => (flag(), "EWS: whether ActiveSync is served too"),
         "oauth" => (section("oauth", &oauth::KEYS), "what differs for this listener"),
         _ => return None,
     })
@@ -98,6 +100,9 @@ fn account(key: &str) -> Option<(Value, &'static str)> {
         "user" => (text(), "the name that the client signs in with; `*` is any characters"),
         "mailbox" => (text(), "who it is upstream"),
         "mailbox-smtp" => (text(), "who it is upstream for sending"),
+        "ews-mailboxes" => {
+            (one_or_more(&text()), "other mailboxes that it may open over EWS as the application")
+        }
         "password-hash" => (one_or_more(&text()), "made by `mailkey hash-password`"),
         "password-hash-file" => (text(), "a file with such hashes, one a line"),
         _ => return None,
@@ -168,6 +173,13 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         ("guard", "tarpit") => (duration(), "the longest extra wait after wrong passwords"),
         ("limits", "sessions") => (count(1, 1_000_000), "at once, all listeners"),
         ("limits", "sessions-per-user") => (count(1, 1_000_000), "at once, per user"),
+        (
+            "limits",
+            "smtp-sessions-per-mailbox" | "imap-sessions-per-mailbox" | "pop3-sessions-per-mailbox",
+        ) => (count(1, 10_000), "at once, per mailbox; a login beyond that waits"),
+        ("limits", "wait-for-session") => (duration(), "how long it waits"),
+        ("limits", "warm-connections") => (count(0, 32), "upstream connections ready for the next login"),
+        ("limits", "warm-connection-age") => (duration(), "how long such a connection is kept"),
         ("limits", "login-timeout") => (duration(), "from the connection to the answer to the login"),
         ("limits", "idle-timeout") => (duration(), "a session without a byte for this long is ended"),
         ("limits", "drain-timeout") => (duration(), "how long a stop waits for sessions to end"),
@@ -259,9 +271,13 @@ mod tests {
             else {
                 continue;
             };
-            let key = pattern.rsplit('"').nth(1).unwrap();
-            assert!(key.is_empty() || all.contains(&key), "`{key}` is no key of the readers");
-            seen += 1;
+            // `("limits", "a" | "b")` names the section, then keys
+            let words: Vec<&str> = pattern.split('"').skip(1).step_by(2).collect();
+            let keys = if pattern.starts_with('(') { &words[1..] } else { &words[..] };
+            for key in keys {
+                assert!(key.is_empty() || all.contains(key), "`{key}` is no key of the readers");
+                seen += 1;
+            }
         }
         assert!(seen > 70, "{seen}");
     }

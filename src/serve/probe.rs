@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use super::dialogue::back;
 use super::drive::{self, BackFailure};
-use super::station::back;
+
 use super::verdict;
 use crate::config::model::{Account, MailServer, Protocol, Sasl};
 use crate::explain::{Explanation, one_line};
@@ -56,7 +57,7 @@ impl<'a> Probe<'a> {
     /// It does not speak the protocol, or its TLS fails.
     pub async fn learn(&self, mut io: BoxIo, proof: Option<Encrypted>) -> Result<Vec<String>, Explanation> {
         let errand = Errand::Learn { client_name: OUR_NAME.to_owned() };
-        let mut dialogue = back(self.protocol, self.server.tls, errand);
+        let mut dialogue = back(self.protocol, self.server, errand);
         if let Some(proof) = proof {
             dialogue.secured(proof);
         }
@@ -91,7 +92,7 @@ impl<'a> Probe<'a> {
         };
         let signed_in = async {
             let (mut io, proof) = self.connector.open(self.server).await.map_err(BackFailure::Broke)?;
-            let mut dialogue = back(self.protocol, self.server.tls, Errand::SignIn(sign_in));
+            let mut dialogue = back(self.protocol, self.server, Errand::SignIn(sign_in));
             if let Some(proof) = proof {
                 dialogue.secured(proof);
             }
@@ -111,7 +112,9 @@ impl Opened<'_> {
     pub async fn open_mailbox(mut self, mailbox: &str, context: &Context<'_>) -> Result<String, Explanation> {
         let protocol = self.probe.protocol;
         let (command, goodbye): (String, &[u8]) = match protocol {
-            Protocol::Imap | Protocol::Ews => ("m1 SELECT INBOX\r\n".to_owned(), b"m2 LOGOUT\r\n"),
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => {
+                ("m1 SELECT INBOX\r\n".to_owned(), b"m2 LOGOUT\r\n")
+            }
             Protocol::Pop3 => ("STAT\r\n".to_owned(), b"QUIT\r\n"),
             Protocol::Smtp => (format!("MAIL FROM:<{}>\r\n", sender(mailbox)), b"RSET\r\nQUIT\r\n"),
         };
@@ -124,7 +127,9 @@ impl Opened<'_> {
         drop(timeout(GOODBYE_LIMIT, drive::pass_on(&mut self.io, goodbye)).await);
         let Answer { last, messages } = answer?;
         let taken = match protocol {
-            Protocol::Imap | Protocol::Ews => last.to_ascii_uppercase().starts_with("M1 OK"),
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => {
+                last.to_ascii_uppercase().starts_with("M1 OK")
+            }
             Protocol::Pop3 => last.starts_with("+OK"),
             Protocol::Smtp => last.starts_with('2'),
         };
@@ -169,7 +174,7 @@ impl Opened<'_> {
 
     fn is_last(&self, line: &str) -> bool {
         match self.probe.protocol {
-            Protocol::Imap | Protocol::Ews => {
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => {
                 let upper = line.to_ascii_uppercase();
                 // a `BAD` without our tag is how Exchange says that the user is not connected
                 upper.starts_with("M1 ")

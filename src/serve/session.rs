@@ -2,16 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
 use super::relay::{Ended, Rules, relay};
 use super::station::Station;
+use super::turnstile::{Crowded, Pass};
 use super::verdict;
+use super::warm::Ready;
 use crate::clock;
 use crate::config::model::{Account, FrontTls, MailServer, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
@@ -79,7 +84,41 @@ struct Opened {
     origin: Origin,
     token_ends: Instant,
     welcome: Welcome,
+    /// Over a connection that was ready, or a new one.
+    connection: &'static str,
     _seat: Seat,
+    /// The relay's, once it begins.
+    pass: Option<Pass>,
+}
+
+/// An upstream connection on which the login went through.
+struct Admitted {
+    io: BoxIo,
+    /// What upstream sent behind its answer.
+    rest: Vec<u8>,
+    welcome: Welcome,
+    connection: &'static str,
+}
+
+/// Why a login came to nothing.
+enum Setback {
+    Refused(Box<Explanation>),
+    /// The mail client hung up while it waited its turn.
+    Left,
+    /// The proxy stops.
+    Stopping,
+}
+
+impl From<Explanation> for Setback {
+    fn from(story: Explanation) -> Self {
+        Self::Refused(Box::new(story))
+    }
+}
+
+/// The mail client's side, while its login is decided.
+struct Counterpart<'a> {
+    dialogue: &'a mut dyn Front,
+    io: &'a mut BoxIo,
 }
 
 impl Session {
@@ -118,7 +157,8 @@ impl Session {
                     return Outcome::Over("no login within `login-timeout`".to_owned());
                 }
             };
-            match self.open(&login).await {
+            let client = Counterpart { dialogue: &mut *front, io: &mut io };
+            match self.open(&login, client).await {
                 Ok((back, to_front, opened)) => {
                     front.grant(opened.welcome.offer.as_ref());
                     if let Err(error) = drive::say(&mut *front, &mut io).await {
@@ -134,7 +174,14 @@ impl Session {
                         opened,
                     }));
                 }
-                Err(story) => {
+                Err(Setback::Left) => {
+                    return Outcome::Over("the mail client left while it waited for a session".to_owned());
+                }
+                Err(Setback::Stopping) => {
+                    self.goodbye(front, io, HangUp::ShuttingDown).await;
+                    return Outcome::Over("the proxy stops".to_owned());
+                }
+                Err(Setback::Refused(story)) => {
                     self.report(&login, &story);
                     front.refuse(&story.refusal);
                     // the client has been kept waiting by us; it gets the whole time for another try
@@ -164,42 +211,61 @@ impl Session {
         drop(timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io)).await);
     }
 
-    /// Token, connection, XOAUTH2: all of it within twice the login's time limit.
-    async fn open(&self, login: &Login) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
-        let limit = self.station.limits.login_timeout * 2;
+    /// Token, turn, connection, XOAUTH2: all of it within twice the login's time limit, the turn apart.
+    async fn open(
+        &self,
+        login: &Login,
+        client: Counterpart<'_>,
+    ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
+        let limit = self.station.limits.login_timeout * 2 + self.station.limits.wait_for_session;
         let deadline = clock::now() + limit;
-        timeout_at(deadline, self.open_by(login, deadline)).await.unwrap_or_else(|_| {
-            Err(Explanation {
+        timeout_at(deadline, self.open_by(login, client, deadline)).await.unwrap_or_else(|_| {
+            Err(Setback::from(Explanation {
                 code: "LOGIN-TIMEOUT".into(),
                 fault: Fault::Network,
                 what: format!("token and upstream sign-in took longer than {limit:?} together"),
                 remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be".to_owned(),
                 passes: Passes::ByItself(None),
                 refusal: Refusal::Unavailable { retry_after: None },
-            })
+            }))
         })
     }
 
     async fn open_by(
         &self,
         login: &Login,
+        client: Counterpart<'_>,
         deadline: Instant,
-    ) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
+    ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
         let (station, protocol) = (&self.station, self.station.listener.protocol);
         let user = login.credentials.user.as_str();
         let account = station.listener.account(user).ok_or_else(|| not_served(user))?;
         let server = station.server().ok_or_else(|| not_served(user))?;
         let mailbox = account.mailbox_for(user, protocol);
+        let credentials = &login.credentials;
+        let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
+        // the password is proven first: a stranger takes nobody's place
+        let mut granted = station.tokens.token(&request).await?;
+        let pass = self.turn(&mailbox, client).await?;
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
-        let request = TokenRequest { account, protocol, credentials: &login.credentials, deadline };
         let mut again = true;
         loop {
-            let granted = station.tokens.token(&request).await?;
             match self.knock(login, account, server, &mailbox, &granted).await {
-                Ok((io, rest, welcome)) => {
+                Ok(Admitted { io, rest, welcome, connection }) => {
                     station.remember(welcome.offer.clone());
+                    if let Some(warm) = &station.warm {
+                        warm.logged_in(login.client_name.as_deref());
+                    }
                     let (origin, token_ends) = (granted.origin, granted.expires_at);
-                    let opened = Opened { mailbox, origin, token_ends, welcome, _seat: seat };
+                    let opened = Opened {
+                        mailbox,
+                        origin,
+                        token_ends,
+                        welcome,
+                        connection,
+                        _seat: seat,
+                        pass: Some(pass),
+                    };
                     return Ok((io, rest, opened));
                 }
                 Err(BackFailure::Said(BackError::Refused { reply, .. }))
@@ -212,12 +278,86 @@ impl Session {
                         "upstream refused an old token; asking for a fresh one"
                     );
                     again = false;
+                    granted = station.tokens.token(&request).await?;
                 }
                 Err(failure) => {
-                    let context = context(account, user);
-                    return Err(verdict::explain(&failure, protocol, server, &context));
+                    let story = verdict::explain(&failure, protocol, server, &context(account, user));
+                    if let Some(wait) = station.holds.heed(protocol, &mailbox, &story) {
+                        tracing::warn!(
+                            session = self.id,
+                            mailbox,
+                            code = %story.code,
+                            ms = milliseconds(wait),
+                            "upstream asks for patience with this mailbox: its next logins are held back"
+                        );
+                    }
+                    return Err(story.into());
                 }
             }
+        }
+    }
+
+    /// Waits until upstream would take one more session of this mailbox; not for a client that is gone.
+    async fn turn(&self, mailbox: &str, client: Counterpart<'_>) -> Result<Pass, Setback> {
+        let station = &self.station;
+        let (protocol, patience) = (station.listener.protocol, station.limits.wait_for_session);
+        let since = clock::now();
+        let pass = async {
+            while let Some(held) = station.holds.on(protocol, mailbox) {
+                if held.left() > patience.saturating_sub(clock::now() - since) {
+                    return Err(Setback::from(held.explain(mailbox)));
+                }
+                sleep(held.left()).await;
+            }
+            let left = patience.saturating_sub(clock::now() - since);
+            let pass = station.turnstile.pass(protocol, mailbox, left).await;
+            pass.map_err(|crowded| Setback::from(self.crowded(mailbox, crowded)))
+        };
+        let mut pass = std::pin::pin!(pass);
+        // mostly there is nothing to wait for, and nobody to listen to
+        let at_once = std::future::poll_fn(|cx| Poll::Ready(pass.as_mut().poll(cx))).await;
+        if let Poll::Ready(pass) = at_once {
+            return pass;
+        }
+        let label = ListenerLabel { listener: station.listener.name.clone() };
+        let waiting = Waiting::new(station.metrics.waiting.get_or_create_owned(&label));
+        let pass = tokio::select! {
+            pass = pass => pass,
+            () = drive::until_gone(client.dialogue, client.io) => Err(Setback::Left),
+            () = station.draining.cancelled() => Err(Setback::Stopping),
+        };
+        drop(waiting);
+        tracing::info!(
+            session = self.id,
+            mailbox,
+            ms = milliseconds(clock::now() - since),
+            let_in = pass.is_ok(),
+            "the login waited for another session of this mailbox to end"
+        );
+        pass
+    }
+
+    fn crowded(&self, mailbox: &str, crowded: Crowded) -> Explanation {
+        let Crowded { most, queue_full } = crowded;
+        let protocol = self.station.listener.protocol;
+        let why = if queue_full {
+            "and as many logins wait as may".to_owned()
+        } else {
+            format!("and none ended within {:?}", self.station.limits.wait_for_session)
+        };
+        Explanation {
+            code: "SESSIONS-PER-MAILBOX".into(),
+            fault: Fault::MailClient,
+            what: format!(
+                "`{mailbox}` has {most} sessions open over {protocol}, as many as Exchange Online takes, {why}"
+            ),
+            remedy: format!(
+                "let the application use fewer connections for this mailbox; where upstream takes more, raise \
+                 `limits.{}-sessions-per-mailbox`",
+                protocol.to_string().to_lowercase()
+            ),
+            passes: Passes::ByItself(None),
+            refusal: Refusal::TooManySessions,
         }
     }
 
@@ -228,7 +368,7 @@ impl Session {
         server: &MailServer,
         mailbox: &str,
         granted: &Granted,
-    ) -> Result<(BoxIo, Vec<u8>, Welcome), BackFailure> {
+    ) -> Result<Admitted, BackFailure> {
         let sign_in = SignIn {
             mailbox: mailbox.to_owned(),
             token: granted.token.clone(),
@@ -240,14 +380,44 @@ impl Session {
             host: server.host.clone(),
             port: server.port,
         };
+        let ready = match &self.station.warm {
+            Some(warm) => warm.take().await,
+            None => None,
+        };
+        if let Some(ready) = ready
+            && let Some(done) = self.knock_warm(ready, sign_in.clone(), server).await
+        {
+            return done;
+        }
         let connector = &self.station.connector;
         let (mut io, proof) = connector.open(server).await.map_err(BackFailure::Broke)?;
-        let mut dialogue = self.station.back(server, Errand::SignIn(sign_in));
+        let mut dialogue = dialogue::back(self.station.listener.protocol, server, Errand::SignIn(sign_in));
         if let Some(proof) = proof {
             dialogue.secured(proof);
         }
         let welcome = drive::back(&mut *dialogue, &mut io, connector, server).await?;
-        Ok((io, dialogue.into_rest(), welcome))
+        Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "new" })
+    }
+
+    /// Signs in over a connection that was ready; `None`: it was dead, and the token was not looked at.
+    async fn knock_warm(
+        &self,
+        ready: Ready,
+        sign_in: SignIn,
+        server: &MailServer,
+    ) -> Option<Result<Admitted, BackFailure>> {
+        let Ready { mut io, mut dialogue } = ready;
+        dialogue.sign_in(sign_in);
+        let mut heard = false;
+        let connector = &self.station.connector;
+        match drive::signed_in(&mut *dialogue, &mut io, connector, server, &mut heard).await {
+            Ok(welcome) => Some(Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "warm" })),
+            Err(failure) if !heard || is_goodbye(&failure) => {
+                tracing::debug!(session = self.id, ?failure, "a warm connection was dead; dialling");
+                None
+            }
+            Err(failure) => Some(Err(failure)),
+        }
     }
 
     async fn relay(&self, mut signed_in: SignedIn) {
@@ -273,6 +443,7 @@ impl Session {
             end_at: watch.as_ref().and_then(|_| signed_in.opened.token_ends.checked_sub(margin)),
             draining: station.draining.clone(),
             watch,
+            pass: signed_in.opened.pass.take(),
         };
         let SignedIn { front, back, user, mechanism, opened, .. } = signed_in;
         let ended = relay(front, back, rules).await;
@@ -295,6 +466,7 @@ impl Session {
             mailbox = opened.mailbox,
             mechanism,
             token = opened.origin.as_str(),
+            connection = opened.connection,
             up,
             down,
             ms = self.lasted(),
@@ -312,7 +484,7 @@ impl Session {
 
     /// How long it has lasted, in milliseconds.
     fn lasted(&self) -> u64 {
-        u64::try_from((clock::now() - self.started).as_millis()).unwrap_or(u64::MAX)
+        milliseconds(clock::now() - self.started)
     }
 
     /// A session without a login.
@@ -346,6 +518,31 @@ impl Session {
             story.what
         );
     }
+}
+
+/// Whether upstream closed the connection rather than answer: its time limit and our login may cross.
+fn is_goodbye(failure: &BackFailure) -> bool {
+    matches!(failure, BackFailure::Said(BackError::TryLater { reply }) if reply.starts_with("BYE") || reply.starts_with("421"))
+}
+
+/// Counted as long as it waits, however it ends.
+struct Waiting(Gauge<i64, AtomicI64>);
+
+impl Waiting {
+    fn new(gauge: Gauge<i64, AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn context<'a>(account: &'a Account, user: &'a str) -> Context<'a> {

@@ -8,16 +8,17 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::dialogue;
 use super::drive::{self, BackFailure};
+use super::hold::Holds;
 use super::offer;
 use super::relay::{Ending, Watch};
-use crate::config::model::{BackTls, FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
-use crate::protocol::imap::back::ImapBack;
+use super::turnstile::Turnstile;
+use super::warm::WarmConnections;
+use crate::config::model::{FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
 use crate::protocol::imap::front::ImapFront;
-use crate::protocol::machine::{Back, Errand, Front, FrontSettings, Offer};
-use crate::protocol::pop3::back::Pop3Back;
+use crate::protocol::machine::{Errand, Front, FrontSettings, Offer};
 use crate::protocol::pop3::front::Pop3Front;
-use crate::protocol::smtp::back::SmtpBack;
 use crate::protocol::smtp::boundary::Boundary;
 use crate::protocol::smtp::front::SmtpFront;
 use crate::seats::Seats;
@@ -40,6 +41,12 @@ pub struct Station {
     pub acceptor: Option<TlsAcceptor>,
     /// Sessions per user, over all listeners.
     pub seats: Seats,
+    /// Sessions per mailbox and protocol, over all listeners.
+    pub turnstile: Turnstile,
+    /// Mailboxes for which upstream asked for patience.
+    pub holds: Arc<Holds>,
+    /// Upstream connections that are ready for a login, where the configuration wants any.
+    pub warm: Option<Arc<WarmConnections>>,
     /// Bounds.
     pub limits: Limits,
     /// Counts.
@@ -76,15 +83,10 @@ impl Station {
             max_refusals: self.limits.refusals_per_session,
         };
         match self.listener.protocol {
-            Protocol::Imap | Protocol::Ews => Box::new(ImapFront::new(settings)),
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => Box::new(ImapFront::new(settings)),
             Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
             Protocol::Smtp => Box::new(SmtpFront::new(settings)),
         }
-    }
-
-    /// A dialogue with upstream.
-    pub fn back(&self, server: &MailServer, errand: Errand) -> Box<dyn Back> {
-        back(self.listener.protocol, server.tls, errand)
     }
 
     /// Who knows when a session of this protocol may be ended by us.
@@ -98,7 +100,7 @@ impl Station {
         let errand = Errand::Learn { client_name: self.host_name.clone() };
         let asked = async {
             let (mut io, proof) = self.connector.open(server).await.map_err(BackFailure::Broke)?;
-            let mut dialogue = self.back(server, errand);
+            let mut dialogue = dialogue::back(self.listener.protocol, server, errand);
             if let Some(proof) = proof {
                 dialogue.secured(proof);
             }
@@ -128,18 +130,6 @@ impl Station {
 
     fn is_reachable_from_outside(&self) -> bool {
         self.listener.listen.iter().any(|address| !address.ip().is_loopback())
-    }
-}
-
-/// A dialogue with upstream, for any listener of this protocol.
-pub fn back(protocol: Protocol, tls: BackTls, errand: Errand) -> Box<dyn Back> {
-    match (protocol, tls) {
-        (Protocol::Imap | Protocol::Ews, BackTls::Implicit) => Box::new(ImapBack::new(errand)),
-        (Protocol::Imap | Protocol::Ews, BackTls::StartTls) => Box::new(ImapBack::with_starttls(errand)),
-        (Protocol::Pop3, BackTls::Implicit) => Box::new(Pop3Back::new(errand)),
-        (Protocol::Pop3, BackTls::StartTls) => Box::new(Pop3Back::with_starttls(errand)),
-        (Protocol::Smtp, BackTls::Implicit) => Box::new(SmtpBack::new(errand)),
-        (Protocol::Smtp, BackTls::StartTls) => Box::new(SmtpBack::with_starttls(errand)),
     }
 }
 

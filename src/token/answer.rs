@@ -187,6 +187,11 @@ pub fn object(answer: &RawAnswer, now: Timestamp) -> Result<Map<String, Value>, 
     }
 }
 
+/// The error of a redirect (RFC 6749 §4.1.2.1), from the fields of its query.
+pub fn refused_in_redirect(fields: &Map<String, Value>) -> Refused {
+    refused(400, None, fields)
+}
+
 /// `Retry-After`: seconds or an HTTP date, never more than [`MAX_RETRY_AFTER`]; a date in the past is zero.
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();

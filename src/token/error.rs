@@ -329,7 +329,7 @@ impl Explain for TokenError {
                      has no `password-hash`",
                     grant.as_str()
                 ),
-                remedy: "run `mailkey password` and give the account its `password-hash`".into(),
+                remedy: "run `mailkey hash-password` and give the account its `password-hash`".into(),
                 passes: Passes::Never,
                 refusal: Refusal::contact_admin(CauseKind::NotServed),
             },

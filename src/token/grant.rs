@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -62,6 +62,8 @@ pub struct Asker {
     /// Refresh tokens that the store did not take: the newest one must not be lost.
     unsaved: DashMap<SignInKey, StoredSignIn>,
     signing_in: DashMap<SignInKey, Arc<Mutex<()>>>,
+    /// Applications whose assertions are signed in the older form. As many as the configuration has.
+    old_signatures: DashSet<String>,
     warned_at: AtomicU64,
     born: Instant,
 }
@@ -137,6 +139,7 @@ impl Asker {
             requests: Semaphore::new(MAX_REQUESTS),
             unsaved: DashMap::new(),
             signing_in: DashMap::new(),
+            old_signatures: DashSet::new(),
             warned_at: AtomicU64::new(0),
             born: clock::now(),
         }
@@ -240,25 +243,30 @@ impl Asker {
     ) -> Result<TokenAnswer, TokenError> {
         let user = || question.user.clone();
         let unsaved = self.unsaved.get(key).map(|sign_in| sign_in.clone());
-        let saved = self.stored(self.store.sign_in(key)).await;
-        let sign_in = match (saved, unsaved) {
-            (Ok(Some(saved)), Some(unsaved)) => {
-                if saved.renewed_at > unsaved.renewed_at {
-                    saved
-                } else {
-                    unsaved
-                }
+        let (sign_in, stored) = match (self.stored(self.store.sign_in(key)).await, unsaved) {
+            (Ok(Some(stored)), Some(unsaved)) if unsaved.renewed_at >= stored.renewed_at => {
+                (unsaved, Some(stored))
             }
-            (Ok(Some(sign_in)), None) | (_, Some(sign_in)) => sign_in,
-            (Ok(None), None) => return Err(TokenError::SignInMissing { user: user(), grant }),
+            (Ok(Some(stored)), _) => (stored.clone(), Some(stored)),
+            (Ok(None), _) => {
+                // Signed out, if there ever was a sign-in: what we could not save goes as well.
+                self.unsaved.remove(key);
+                return Err(TokenError::SignInMissing { user: user(), grant });
+            }
+            (Err(_), Some(unsaved)) => (unsaved, None),
             (Err(why), None) => return Err(TokenError::StoreAway { user: user(), why }),
         };
         let answer = self.request(question, How::Refresh(&sign_in.refresh_token), grant).await?;
         if let Some(rotated) = answer.refresh_token.as_ref().filter(|new| **new != sign_in.refresh_token) {
             let renewed =
                 StoredSignIn { refresh_token: rotated.clone(), renewed_at: clock::wall(), ..sign_in };
-            match self.stored(self.store.save_sign_in(key, &renewed)).await {
-                Ok(()) => drop(self.unsaved.remove(key)),
+            let saved = match &stored {
+                Some(stored) => self.stored(self.store.renew_sign_in(key, stored, &renewed)).await,
+                None => Err("it could not be read either".to_owned()),
+            };
+            match saved {
+                // Where it was not taken, somebody signed in anew or out meanwhile, and that stands.
+                Ok(_) => drop(self.unsaved.remove(key)),
                 Err(why) => {
                     tracing::error!(user = %question.user, "the renewed sign-in is in memory only until the store takes it: {why}");
                     self.unsaved.insert(key.clone(), renewed);
@@ -291,6 +299,10 @@ impl Asker {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            if knows_old_signatures_only(application, &error) && self.old_signatures.insert(held_as.clone()) {
+                tracing::warn!(authority, "a PS256 assertion was refused: signing by RS256 from now on");
+                continue;
+            }
             let wait = back_off + entropy::up_to(back_off);
             if tries >= MAX_TRIES || !error.worth_a_retry() || clock::now() + wait >= question.deadline {
                 return Err(error);
@@ -315,7 +327,9 @@ impl Asker {
         let Ok(Ok(_room)) = timeout_at(question.deadline, self.requests.acquire()).await else {
             return Err(late());
         };
-        let ask = self.ask(question, how, grant).await?;
+        let signature =
+            if self.old_signatures.contains(held_as) { Signature::Rs256 } else { Signature::Ps256 };
+        let ask = self.ask(question, how, grant, signature).await?;
         let result = match timeout_at(question.deadline, self.send(&ask, how)).await {
             Ok(Ok(raw)) => answer::token(&raw, clock::wall()).map_err(|error| {
                 read_error(error, authority, || Who::new(&question.user, application, how.as_str()))
@@ -426,7 +440,13 @@ impl Asker {
         self.metrics.token_requests.get_or_create(&TokenLabels { grant, outcome }).inc();
     }
 
-    async fn ask(&self, question: &Question, how: How<'_>, grant: Grant) -> Result<Ask, TokenError> {
+    async fn ask(
+        &self,
+        question: &Question,
+        how: How<'_>,
+        grant: Grant,
+        signature: Signature,
+    ) -> Result<Ask, TokenError> {
         let application = &question.account.application;
         let scope = application.scope_for(question.protocol, grant);
         let mut form = match how {
@@ -445,9 +465,26 @@ impl Asker {
         };
         let delegated = !matches!(how, How::ClientCredentials);
         form.push(what_for(application, &scope, delegated));
-        form.extend(client_auth(application).await?);
+        form.extend(client_auth(application, signature).await?);
         Ok(Ask::post(&application.endpoints.token, form))
     }
+}
+
+/// How a client assertion is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// RSA-PSS with `x5t#S256`: what Microsoft's page on certificate credentials asks for.
+    Ps256,
+    /// PKCS #1 v1.5 with `x5t`: the older form, for identity providers that know no other (AD FS).
+    Rs256,
+}
+
+/// Whether this refusal may be about the form of the signature: AADSTS700027, or an `invalid_client` without any
+/// code of Entra's.
+fn knows_old_signatures_only(application: &Application, error: &TokenError) -> bool {
+    let TokenError::Refused { refused, .. } = error else { return false };
+    let codeless = refused.codes.is_empty() && refused.error.as_deref() == Some("invalid_client");
+    matches!(application.client_auth, ClientAuth::Certificate { .. }) && (refused.has(700_027) || codeless)
 }
 
 /// Which stored sign-in serves this user of this application.
@@ -476,7 +513,10 @@ pub fn what_for(application: &Application, scope: &str, delegated: bool) -> (&'s
 ///
 /// # Errors
 /// The certificate, its key or the federated token cannot be read.
-pub async fn client_auth(application: &Application) -> Result<Vec<(&'static str, Secret)>, TokenError> {
+pub async fn client_auth(
+    application: &Application,
+    signature: Signature,
+) -> Result<Vec<(&'static str, Secret)>, TokenError> {
     let mut fields = vec![("client_id", Secret::new(application.client_id.as_str()))];
     let assertion = match &application.client_auth {
         ClientAuth::Public => return Ok(fields),
@@ -489,8 +529,12 @@ pub async fn client_auth(application: &Application) -> Result<Vec<(&'static str,
             let client_id = application.client_id.clone();
             let audience = application.endpoints.token.to_string();
             // Reads files and signs: about a millisecond that other sessions should not wait for.
+            let sign = match signature {
+                Signature::Ps256 => assertion::client_assertion,
+                Signature::Rs256 => assertion::client_assertion_rs256,
+            };
             let signed = tokio::task::spawn_blocking(move || {
-                assertion::client_assertion(&certificate, &key, &client_id, &audience, clock::wall())
+                sign(&certificate, &key, &client_id, &audience, clock::wall())
             });
             match signed.await {
                 Ok(Ok(signed)) => signed,

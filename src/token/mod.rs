@@ -14,6 +14,7 @@ pub mod assertion;
 pub mod breaker;
 pub mod broker;
 pub mod cache;
+pub mod callback;
 pub mod catalogue;
 pub mod digest;
 pub mod endpoint;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
+use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
@@ -13,12 +14,12 @@ use super::answer::{self, AnswerError, TokenAnswer};
 use super::endpoint::{Ask, Endpoint, Trouble, WireError};
 use super::entropy;
 use super::error::{TokenError, Who};
-use super::grant::{client_auth, read_error, what_for};
+use super::grant::{Signature, client_auth, read_error, what_for};
 use super::store::StoredSignIn;
 use crate::clock;
 use crate::config::model::{Application, Grant, Protocol};
 use crate::explain::{CauseKind, Explain, Explanation, Fault, Passes, Refusal, one_line};
-use crate::secret::Secret;
+use crate::secret::{MAX_USER, Secret};
 
 /// RFC 8628 §3.2: where the provider names none.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +41,8 @@ const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 pub struct DeviceCode {
     /// Where the person goes.
     pub verification_uri: String,
+    /// The same with the code in it, where the provider has such an address: for a QR code (RFC 8628 §3.3.1).
+    pub verification_uri_complete: Option<String>,
     /// What the person types there.
     pub user_code: String,
     /// Until when, on the monotonic clock.
@@ -60,6 +63,15 @@ pub struct AuthorizeRequest {
     pub verifier: Secret,
 }
 
+/// What a sign-in gave.
+#[derive(Clone, Debug)]
+pub struct SignedIn {
+    /// The tokens.
+    pub token: TokenAnswer,
+    /// Who signed in, where the tokens say so. For a warning only: nobody has checked their signature.
+    pub name: Option<String>,
+}
+
 /// Why nobody was signed in.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SignInError {
@@ -67,7 +79,7 @@ pub enum SignInError {
     #[error("the identity provider has no endpoint for the grant `{0}`")]
     NoEndpoint(&'static str),
     /// The person did not finish in time.
-    #[error("the code expired before anybody signed in with it")]
+    #[error("the time was up before anybody had signed in")]
     Expired,
     /// The person said no.
     #[error("the sign-in was declined")]
@@ -75,6 +87,12 @@ pub enum SignInError {
     /// The browser came back with another `state` than it left with.
     #[error("the answer does not belong to this sign-in: its `state` differs")]
     State,
+    /// The browser's answer has neither a code nor an error.
+    #[error("the answer holds neither a code nor an error")]
+    NoCode,
+    /// Nothing can listen for the browser here.
+    #[error("no port of this machine can be had for the browser's answer: {0}")]
+    Loopback(String),
     /// Signed in, but without a refresh token.
     #[error("the identity provider gave no refresh token")]
     NoRefreshToken,
@@ -118,10 +136,22 @@ impl Explain for SignInError {
                 "run `mailkey login` again, and open no older link",
                 Passes::Never,
             ),
+            Self::NoCode => story(
+                "SIGN-IN-NO-CODE",
+                Fault::Account,
+                "copy the whole address that the browser ends on, with everything behind its `?`",
+                Passes::Never,
+            ),
+            Self::Loopback(_) => story(
+                "SIGN-IN-LOOPBACK",
+                Fault::Configuration,
+                "run `mailkey login` with `--paste`, or with `--device`",
+                Passes::Never,
+            ),
             Self::NoRefreshToken => story(
                 "SIGN-IN-NO-REFRESH",
                 Fault::Configuration,
-                "let `offline_access` stand in the scope",
+                "let `offline-access` be `true`, and the application have the permission `offline_access`",
                 Passes::Never,
             ),
             Self::Token(error) => error.explain(),
@@ -140,7 +170,7 @@ pub async fn start_device_code(
 ) -> Result<DeviceCode, SignInError> {
     let url = application.endpoints.device.as_ref().ok_or(SignInError::NoEndpoint("device-code"))?;
     let scope = application.scope_for(protocol, Grant::DeviceCode);
-    let mut form = client_auth(application).await?;
+    let mut form = client_auth(application, Signature::Ps256).await?;
     form.push(what_for(application, &scope, true));
     let raw = exchange(endpoint, application, &Ask::post(url, form), clock::now() + REQUEST_LIMIT).await?;
     let fields = answer::object(&raw, clock::wall()).map_err(|e| refused(e, application, "device-code"))?;
@@ -158,6 +188,8 @@ pub async fn start_device_code(
     };
     Ok(DeviceCode {
         verification_uri: one_line(uri, 200),
+        verification_uri_complete: answer::text(&fields, "verification_uri_complete")
+            .map(|uri| one_line(uri, 300)),
         user_code: one_line(user_code, 40),
         expires_at: clock::now() + seconds("expires_in").unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT),
         interval: seconds("interval").unwrap_or(DEFAULT_INTERVAL).min(LONGEST_WAIT),
@@ -173,14 +205,14 @@ pub async fn poll_device_code(
     endpoint: &Endpoint,
     application: &Application,
     code: &DeviceCode,
-) -> Result<TokenAnswer, SignInError> {
+) -> Result<SignedIn, SignInError> {
     let mut interval = code.interval;
     loop {
         if clock::now() + interval >= code.expires_at {
             return Err(SignInError::Expired);
         }
         sleep(interval).await;
-        let mut form = client_auth(application).await?;
+        let mut form = client_auth(application, Signature::Ps256).await?;
         form.push(("grant_type", Secret::new(DEVICE_GRANT)));
         form.push(("device_code", code.polled_with.clone()));
         let ask = Ask::post(&application.endpoints.token, form);
@@ -195,7 +227,7 @@ pub async fn poll_device_code(
             Err(error) => return Err(error.into()),
         };
         let error = match answer::token(&raw, clock::wall()) {
-            Ok(token) => return Ok(token),
+            Ok(token) => return Ok(SignedIn { token, name: name(&raw) }),
             Err(error) => error,
         };
         match &error {
@@ -225,7 +257,8 @@ pub async fn poll_device_code(
     }
 }
 
-/// Where the browser is sent (RFC 6749 §4.1.1, RFC 7636 §4.3).
+/// Where the browser is sent (RFC 6749 §4.1.1, RFC 7636 §4.3). `user` is offered to the person where it looks
+/// like an address.
 ///
 /// # Errors
 /// The provider has no such endpoint.
@@ -249,8 +282,10 @@ pub fn authorize(
         .append_pair(name, what.expose())
         .append_pair("state", state.expose())
         .append_pair("code_challenge", &URL_SAFE_NO_PAD.encode(digest.as_ref()))
-        .append_pair("code_challenge_method", "S256")
-        .append_pair("login_hint", user);
+        .append_pair("code_challenge_method", "S256");
+    if user.contains('@') {
+        url.query_pairs_mut().append_pair("login_hint", user);
+    }
     Ok(AuthorizeRequest { url, state, verifier })
 }
 
@@ -276,9 +311,9 @@ pub async fn exchange_code(
     code: &Secret,
     redirect_uri: &str,
     verifier: &Secret,
-) -> Result<TokenAnswer, SignInError> {
+) -> Result<SignedIn, SignInError> {
     let scope = application.scope_for(protocol, Grant::AuthorizationCode);
-    let mut form = client_auth(application).await?;
+    let mut form = client_auth(application, Signature::Ps256).await?;
     form.push(what_for(application, &scope, true));
     form.push(("grant_type", Secret::new("authorization_code")));
     form.push(("code", code.clone()));
@@ -286,7 +321,28 @@ pub async fn exchange_code(
     form.push(("code_verifier", verifier.clone()));
     let ask = Ask::post(&application.endpoints.token, form);
     let raw = exchange(endpoint, application, &ask, clock::now() + REQUEST_LIMIT).await?;
-    answer::token(&raw, clock::wall()).map_err(|e| refused(e, application, "authorization-code").into())
+    match answer::token(&raw, clock::wall()) {
+        Ok(token) => Ok(SignedIn { token, name: name(&raw) }),
+        Err(error) => Err(refused(error, application, "authorization-code").into()),
+    }
+}
+
+/// One scope for all that a sign-in is to serve: a person consents once, and one refresh token gets the tokens of
+/// every protocol.
+pub fn scope_of_all<'a>(uses: impl IntoIterator<Item = (&'a Application, Protocol)>, grant: Grant) -> String {
+    let mut all: Vec<String> = Vec::new();
+    for (application, protocol) in uses {
+        for one in application.scope_for(protocol, grant).split_ascii_whitespace() {
+            if !all.iter().any(|known| known == one) {
+                all.push(one.to_owned());
+            }
+        }
+    }
+    // It stands for every permission of its resource, and for nothing beside it (AADSTS70011).
+    match all.iter().find(|one| one.ends_with("/.default")) {
+        Some(default) => default.clone(),
+        None => all.join(" "),
+    }
 }
 
 /// What belongs into the store after a sign-in.
@@ -296,6 +352,21 @@ pub async fn exchange_code(
 pub fn to_store(answer: &TokenAnswer, grant: Grant, now: Timestamp) -> Result<StoredSignIn, SignInError> {
     let refresh_token = answer.refresh_token.clone().ok_or(SignInError::NoRefreshToken)?;
     Ok(StoredSignIn { grant, refresh_token, signed_in_at: now, renewed_at: now })
+}
+
+/// Who signed in: as the ID token says, else the access token, which Microsoft's mail services get as a JWT.
+fn name(raw: &answer::RawAnswer) -> Option<String> {
+    let fields: Map<String, Value> = serde_json::from_slice(&raw.body.0).ok()?;
+    ["id_token", "access_token"].iter().find_map(|token| {
+        let claims = answer::text(&fields, token)?.split('.').nth(1)?;
+        let claims = zeroize::Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
+        let claims: Map<String, Value> = serde_json::from_slice(&claims).ok()?;
+        ["preferred_username", "upn", "unique_name", "email"]
+            .iter()
+            .filter_map(|claim| answer::text(&claims, claim))
+            .find(|name| name.contains('@') && name.len() <= MAX_USER && !name.chars().any(char::is_control))
+            .map(str::to_owned)
+    })
 }
 
 async fn exchange(
@@ -359,7 +430,8 @@ mod tests {
         provider.next(Reply::token("t", 3600, Some("r")));
         let begun = clock::now();
         let token = poll_device_code(&provider.endpoint(), application, &code).await.unwrap();
-        assert_eq!(token.refresh_token.unwrap().expose(), "r");
+        assert_eq!(token.token.refresh_token.unwrap().expose(), "r");
+        assert_eq!(token.name, None, "an opaque token names nobody");
         // 5, 5, then 10 after slow_down, 15 after 429, and twice that after a broken connection.
         assert_eq!((clock::now() - begun).as_secs(), 5 + 5 + 10 + 15 + 30);
     }
@@ -414,7 +486,39 @@ mod tests {
         .unwrap();
         let asked = &provider.requests()[0];
         assert_eq!((asked.field("code"), asked.field("code_verifier")), (Some("c"), Some("v")));
-        let stored = to_store(&answer, Grant::AuthorizationCode, Timestamp::UNIX_EPOCH).unwrap();
+        let stored = to_store(&answer.token, Grant::AuthorizationCode, Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(stored.refresh_token.expose(), "r");
+    }
+
+    #[test]
+    fn the_tokens_tell_who_has_signed_in() {
+        let jwt = |claims: &str| format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+        let told = |id_token: &str, access_token: &str| {
+            let body = serde_json::json!({"id_token": id_token, "access_token": access_token}).to_string();
+            let Reply::Http(raw) = Reply::json(200, &body) else { unreachable!() };
+            name(&raw)
+        };
+        let alice = jwt(r#"{"upn":"alice@contoso.com","name":"A"}"#);
+        let bob = jwt(r#"{"preferred_username":"bob@contoso.com"}"#);
+        assert_eq!(told(&bob, &alice).as_deref(), Some("bob@contoso.com"));
+        assert_eq!(told("e30.e30.x", &alice).as_deref(), Some("alice@contoso.com"));
+        for nobody in ["opaque", "a.!.c", &jwt(r#"{"upn":"a@b\u001b[31m"}"#), &jwt(r#"{"upn":7}"#)] {
+            assert_eq!(told("", nobody), None, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn one_scope_serves_every_protocol_of_a_sign_in() {
+        let account = account(&[Grant::DeviceCode]);
+        let application = &account.application;
+        let uses =
+            [Protocol::Imap, Protocol::Smtp, Protocol::Imap].map(|protocol| (&**application, protocol));
+        assert_eq!(
+            scope_of_all(uses, Grant::DeviceCode),
+            "https://mail.example/IMAP.AccessAsUser.All https://mail.example/SMTP.Send"
+        );
+        let whole = Application { scope: Some("https://x/.default".to_owned()), ..(**application).clone() };
+        let uses = [(&**application, Protocol::Imap), (&whole, Protocol::Smtp)];
+        assert_eq!(scope_of_all(uses, Grant::DeviceCode), "https://x/.default");
     }
 }

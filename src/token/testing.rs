@@ -43,6 +43,7 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
         user: UserPattern::new("*"),
         mailbox: None,
         mailbox_smtp: None,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: if checked_here { vec![hash("local"), hash("local2")] } else { Vec::new() },
     })
@@ -256,6 +257,21 @@ impl Store for TestStore {
         Box::pin(async move {
             tokio::time::sleep(takes).await;
             saved.await
+        })
+    }
+
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let stored = self.sign_in(key).await?;
+            if stored.is_none_or(|stored| stored.refresh_token != before.refresh_token) {
+                return Ok(false);
+            }
+            self.save_sign_in(key, renewed).await.map(|()| true)
         })
     }
 

@@ -82,10 +82,11 @@ impl Claims {
             (Protocol::Pop3, false) => "POP.AccessAsUser.All",
             (Protocol::Smtp, false) => "SMTP.Send",
             (Protocol::Ews, false) => "EWS.AccessAsUser.All",
+            (Protocol::ActiveSync, false) => "EAS.AccessAsUser.All",
             (Protocol::Imap, true) => "IMAP.AccessAsApp",
             (Protocol::Pop3, true) => "POP.AccessAsApp",
-            // "RBAC for Applications" gives it without a role in the token
-            (Protocol::Smtp, true) => return None,
+            // "RBAC for Applications" gives SMTP without a role in the token; ActiveSync has none to give
+            (Protocol::Smtp | Protocol::ActiveSync, true) => return None,
             (Protocol::Ews, true) => "full_access_as_app",
         };
         (!self.permissions.iter().any(|has| has.eq_ignore_ascii_case(needed))).then_some(needed)

@@ -94,26 +94,33 @@ impl Plan {
             return self.way(listener, Some(sign_in));
         };
         let at = self.identity(account, &listener.name);
+        let asks: Vec<usize> = listener.uses().filter_map(|used| self.ask(at, account, used)).collect();
+        // what else a listener uses (ActiveSync) is asked for; the way itself is gone once
+        let Some(&ask) = asks.first() else { return };
+        let mailbox = account.mailbox_for(user, protocol);
+        self.way(listener, Some(SignIn { account: Some(Arc::clone(account)), mailbox, token: (at, ask) }));
+    }
+
+    /// Which request of this provider gives the token for a protocol; a new one where none does.
+    fn ask(&mut self, identity: usize, account: &Arc<Account>, protocol: Protocol) -> Option<usize> {
         let application = &account.application;
         let scope = application.grants.first().map(|grant| application.scope_for(protocol, *grant));
         let scope = scope.unwrap_or_default();
-        let Some(identity) = self.identities.get_mut(at) else { return };
-        let known = identity.asks.iter().position(|ask| {
+        let asks = &mut self.identities.get_mut(identity)?.asks;
+        let known = asks.iter().position(|ask| {
             Arc::ptr_eq(&ask.account.application, application)
                 && ask.account.password_hashes == account.password_hashes
                 && ask.scope == scope
         });
-        let ask = known.unwrap_or_else(|| {
-            identity.asks.push(Ask { account: Arc::clone(account), protocols: Vec::new(), scope });
-            identity.asks.len() - 1
+        let at = known.unwrap_or_else(|| {
+            asks.push(Ask { account: Arc::clone(account), protocols: Vec::new(), scope });
+            asks.len() - 1
         });
-        if let Some(ask) = identity.asks.get_mut(ask)
-            && !ask.protocols.contains(&protocol)
-        {
-            ask.protocols.push(protocol);
+        let protocols = &mut asks.get_mut(at)?.protocols;
+        if !protocols.contains(&protocol) {
+            protocols.push(protocol);
         }
-        let mailbox = account.mailbox_for(user, protocol);
-        self.way(listener, Some(SignIn { account: Some(Arc::clone(account)), mailbox, token: (at, ask) }));
+        Some(at)
     }
 
     fn identity(&mut self, account: &Arc<Account>, listener: &str) -> usize {

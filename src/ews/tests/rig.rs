@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::model::{
-    Account, Application, ClientAuth, Endpoints, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Upstream,
-    UserPattern,
+    Account, Application, ClientAuth, Endpoints, EwsSettings, FrontTls, Grant, Limits, Listener, Protocol,
+    Sasl, Upstream, UserPattern,
 };
 use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
@@ -216,6 +216,12 @@ impl Rig {
         let limits = Limits {
             sessions: 100,
             sessions_per_user: 2,
+            smtp_sessions_per_mailbox: 3,
+            imap_sessions_per_mailbox: 20,
+            pop3_sessions_per_mailbox: 16,
+            wait_for_session: Duration::from_secs(20),
+            warm_connections: 0,
+            warm_connection_age: Duration::from_secs(45),
             login_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_mins(30),
             drain_timeout: Duration::from_secs(20),
@@ -272,6 +278,7 @@ fn listener(accounts: Vec<Account>) -> Listener {
         allow_from: Vec::new(),
         fixed_account: None,
         token_expiry_margin: Duration::from_mins(5),
+        ews: EwsSettings::default(),
         accounts: accounts.into_iter().map(Arc::new).collect(),
     }
 }
@@ -297,6 +304,7 @@ fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
         user: UserPattern::new(user),
         mailbox: mailbox.map(str::to_owned),
         mailbox_smtp: None,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: Vec::new(),
     }

@@ -58,6 +58,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, Option<StoredSignIn>>;
     /// Stores a sign-in, durably, before it answers.
     fn save_sign_in<'a>(&'a self, key: &'a SignInKey, sign_in: &'a StoredSignIn) -> StoreFuture<'a, ()>;
+    /// Puts `renewed` in place of the sign-in that holds `before`'s refresh token, durably. `false`: somebody has
+    /// signed in anew or out meanwhile, and that stands.
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool>;
     /// Removes a sign-in; whether there was one.
     fn remove_sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, bool>;
     /// All sign-ins, for `mailkey tokens`.
@@ -109,8 +117,8 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
-    /// Another process has it.
-    #[error("another process uses the token store `{0}`")]
+    /// Another proxy has it.
+    #[error("another proxy uses the token store `{0}`")]
     Locked(String),
     /// Others than us could read it.
     #[error("`{path}` can be read by others: {why}")]
@@ -159,7 +167,7 @@ impl Explain for StoreError {
             ),
             Self::Locked(path) => configuration(
                 "STORE-LOCKED",
-                format!("stop the other process that uses `{path}`, or give each a store of its own"),
+                format!("stop the other `mailkey run` that uses `{path}`, or give each a store of its own"),
             ),
             Self::Exposed { path, .. } => configuration(
                 "STORE-EXPOSED",

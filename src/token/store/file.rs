@@ -1,4 +1,5 @@
-//! The store of one process on one disk: an encrypted file that survives crashes.
+//! The store of one proxy on one disk: an encrypted file that survives crashes. Commands such as `mailkey login`
+//! use it beside the proxy that runs.
 //!
 //! ```text
 //! mailkey-tokens 1 <sealed check>          the header: version, and whether the key is the right one
@@ -6,8 +7,11 @@
 //! ```
 //!
 //! The name is a keyed digest, so that the file shows no user. Name and version are bound into the seal: a
-//! record opens nowhere else. Beside `tokens` stand `tokens.lock` (held against a second process),
-//! `tokens.new` (a write under way, stale after a crash) and `tokens.broken` (lines that would not open).
+//! record opens nowhere else. Beside `tokens` stand `tokens.lock` (held by the proxy against a second one),
+//! `tokens.turn` (held by whoever reads, changes and writes, for that long), `tokens.new` (a write under way,
+//! stale after a crash) and `tokens.broken` (lines that would not open).
+//!
+//! Who writes reads first what others wrote; who reads looks first whether the file is still the one it knows.
 //!
 //! Never: writes in place, follows a symbolic link, or takes a file that others can read.
 
@@ -18,7 +22,8 @@ use std::future::ready;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -42,16 +47,22 @@ const CHECK: &[u8] = b"the key is right";
 /// A larger file is none of ours: some ten thousand sign-ins.
 const MAX_FILE: u64 = 64 << 20;
 
-/// Keeps sign-ins in an encrypted file. One process at a time.
+/// How often another process' turn is waited for, and how long each time: together less than a login waits for
+/// the store.
+const TURN_TRIES: u32 = 150;
+const TURN_PAUSE: Duration = Duration::from_millis(10);
+
+/// Keeps sign-ins in an encrypted file: of one proxy, and of the commands that are run beside it.
 pub struct FileStore(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
     sealer: Sealer,
-    /// What the file holds; locked while it is written, so that writes come one after another.
+    /// What the file held when it was last looked at; locked while it is written, so that writes come one after
+    /// another.
     content: Mutex<Content>,
-    /// Held open as long as the store lives.
-    _lock: File,
+    /// Held open as long as the store lives; a visitor has none.
+    _lock: Option<File>,
 }
 
 #[derive(Default)]
@@ -59,19 +70,40 @@ struct Content {
     sign_ins: BTreeMap<SignInKey, StoredSignIn>,
     /// Lines that would not open and could not be set aside yet.
     broken: Vec<Vec<u8>>,
+    seen: Seen,
+}
+
+/// What becomes of one sign-in.
+enum Change {
+    Leave,
+    Remove,
+    Set(StoredSignIn),
 }
 
 impl FileStore {
-    /// Opens the file, or begins a new one with the first sign-in that is saved.
+    /// Opens the file for a proxy, or begins a new one with the first sign-in that is saved.
     ///
     /// Broken lines are moved to `<path>.broken` and reported; the others are served.
     ///
     /// # Errors
-    /// A second process, a file that others can read or that is not ours, a key that does not open it, a
+    /// A second proxy, a file that others can read or that is not ours, a key that does not open it, a
     /// directory that cannot be written.
     pub fn open(path: &Path, key: &StoreKey) -> Result<Self, StoreError> {
-        let sealer = Sealer::new(key)?;
         let lock = lock(path)?;
+        Self::enter(path, key, Some(lock))
+    }
+
+    /// Opens the file for a command, whether a proxy has it open or not: each sees what the other writes.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for the second proxy.
+    pub fn visit(path: &Path, key: &StoreKey) -> Result<Self, StoreError> {
+        Self::enter(path, key, None)
+    }
+
+    fn enter(path: &Path, key: &StoreKey, lock: Option<File>) -> Result<Self, StoreError> {
+        let sealer = Sealer::new(key)?;
+        let turn = turn(path)?;
         match std::fs::remove_file(beside(path, "new")) {
             Ok(()) => {
                 tracing::warn!(store = %path.display(), "removed what a crash left of an unfinished write");
@@ -79,24 +111,62 @@ impl FileStore {
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
             Err(why) => return Err(away(path, &why)),
         }
-        let content = match open_private(path)? {
-            Some(file) => parse(path, &sealer, &read(path, file)?)?,
-            None => Content::default(),
-        };
+        let content = load(path, &sealer)?;
         let inner = Inner { path: path.to_owned(), sealer, content: Mutex::new(content), _lock: lock };
         inner.set_broken_aside();
+        drop(turn);
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// Looks something up, in what the file holds now.
+    fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&BTreeMap<SignInKey, StoredSignIn>) -> T + Send + 'static,
+    ) -> StoreFuture<'_, T> {
+        self.work(|inner| {
+            let mut content = inner.content_now();
+            if let Err(why) = inner.catch_up(&mut content) {
+                // What was read before is as good as ever; only what others wrote since is not known.
+                tracing::error!(store = %inner.path.display(), "the token store cannot be read anew: {why}");
+            }
+            Ok(look(&content.sign_ins))
+        })
+    }
+
+    /// Changes one sign-in, durably, unless it is to be left as it is: whether it was changed.
+    fn change(
+        &self,
+        key: &SignInKey,
+        decide: impl FnOnce(Option<&StoredSignIn>) -> Change + Send + 'static,
+    ) -> StoreFuture<'_, bool> {
+        let key = key.clone();
+        self.work(move |inner| {
+            let mut content = inner.content_now();
+            let _turn = turn(&inner.path)?;
+            inner.read_anew(&mut content)?;
+            let before = match decide(content.sign_ins.get(&key)) {
+                Change::Leave => return Ok(false),
+                Change::Remove => content.sign_ins.remove(&key),
+                Change::Set(sign_in) => content.sign_ins.insert(key.clone(), sign_in),
+            };
+            inner.write(&mut content).map(|()| true).inspect_err(|_| {
+                match before {
+                    Some(before) => content.sign_ins.insert(key, before),
+                    None => content.sign_ins.remove(&key),
+                };
+            })
+        })
     }
 
     /// Runs on a thread that may block, and to its end even where the caller gives up: a rotated refresh token
     /// that is lost half-way would lock its user out.
-    fn change<T: Send + 'static>(
+    fn work<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'_, T> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            tokio::task::spawn_blocking(move || change(&inner))
+            tokio::task::spawn_blocking(move || work(&inner))
                 .await
                 .unwrap_or_else(|_| Err(StoreError::Away("the write was broken off".to_owned())))
         })
@@ -116,43 +186,34 @@ impl Store for FileStore {
 
     fn sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, Option<StoredSignIn>> {
         let key = key.clone();
-        self.change(move |inner| Ok(inner.content_now().sign_ins.get(&key).cloned()))
+        self.look(move |sign_ins| sign_ins.get(&key).cloned())
     }
 
     fn save_sign_in<'a>(&'a self, key: &'a SignInKey, sign_in: &'a StoredSignIn) -> StoreFuture<'a, ()> {
-        let (key, sign_in) = (key.clone(), sign_in.clone());
-        self.change(move |inner| {
-            let mut content = inner.content_now();
-            let before = content.sign_ins.insert(key.clone(), sign_in);
-            inner.write(&content).inspect_err(|_| {
-                match before {
-                    Some(before) => content.sign_ins.insert(key, before),
-                    None => content.sign_ins.remove(&key),
-                };
-            })
+        let sign_in = sign_in.clone();
+        let saved = self.change(key, move |_| Change::Set(sign_in));
+        Box::pin(async move { saved.await.map(|_| ()) })
+    }
+
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool> {
+        let (before, renewed) = (before.clone(), renewed.clone());
+        self.change(key, move |stored| match stored {
+            Some(stored) if stored.refresh_token == before.refresh_token => Change::Set(renewed),
+            Some(_) | None => Change::Leave,
         })
     }
 
     fn remove_sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, bool> {
-        let key = key.clone();
-        self.change(move |inner| {
-            let mut content = inner.content_now();
-            let Some(before) = content.sign_ins.remove(&key) else { return Ok(false) };
-            match inner.write(&content) {
-                Ok(()) => Ok(true),
-                Err(why) => {
-                    content.sign_ins.insert(key, before);
-                    Err(why)
-                }
-            }
-        })
+        self.change(key, |stored| if stored.is_some() { Change::Remove } else { Change::Leave })
     }
 
     fn sign_ins(&self) -> StoreFuture<'_, Vec<(SignInKey, StoredSignIn)>> {
-        self.change(|inner| {
-            let content = inner.content_now();
-            Ok(content.sign_ins.iter().map(|(key, sign_in)| (key.clone(), sign_in.clone())).collect())
-        })
+        self.look(|sign_ins| sign_ins.iter().map(|(key, sign_in)| (key.clone(), sign_in.clone())).collect())
     }
 
     fn shared_token<'a>(&'a self, _key: &'a Digest) -> StoreFuture<'a, Option<SharedToken>> {
@@ -190,8 +251,25 @@ impl Inner {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads the file again where another process has replaced it.
+    fn catch_up(&self, content: &mut Content) -> Result<(), StoreError> {
+        if content.seen.is_at(&self.path) {
+            return Ok(());
+        }
+        let _turn = turn(&self.path)?;
+        self.read_anew(content)
+    }
+
+    /// The same for somebody whose turn it is.
+    fn read_anew(&self, content: &mut Content) -> Result<(), StoreError> {
+        if !content.seen.is_at(&self.path) {
+            *content = load(&self.path, &self.sealer)?;
+        }
+        Ok(())
+    }
+
     /// Replaces the file: whoever reads it sees the old or the new one, whole.
-    fn write(&self, content: &Content) -> Result<(), StoreError> {
+    fn write(&self, content: &mut Content) -> Result<(), StoreError> {
         let mut text = header(&self.sealer)?.into_bytes();
         for (key, sign_in) in &content.sign_ins {
             let name = name(&self.sealer, key);
@@ -202,7 +280,9 @@ impl Inner {
             text.extend_from_slice(line);
             text.push(b'\n');
         }
-        replace(&self.path, &text).map_err(|why| away(&self.path, &why))
+        let written = replace(&self.path, &text).map_err(|why| away(&self.path, &why))?;
+        content.seen = Seen::new(written);
+        Ok(())
     }
 
     /// Moves broken lines out of the way, where somebody can look at them. Where that fails they stay in the
@@ -220,11 +300,59 @@ impl Inner {
         let kept = append(&aside, &content.broken);
         if kept.is_ok() {
             let lines = std::mem::take(&mut content.broken);
-            if self.write(&content).is_err() {
+            if self.write(&mut content).is_err() {
                 content.broken = lines;
             }
         }
     }
+}
+
+/// Which file the content was read from or written to. It is held open: as long as it is, no other file has its
+/// number.
+#[derive(Default)]
+struct Seen(Option<(File, Stamp)>);
+
+#[derive(PartialEq)]
+struct Stamp {
+    number: (u64, u64),
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Seen {
+    fn new(file: File) -> Self {
+        let stamp = file.metadata().map(|found| Stamp::of(&found));
+        Self(stamp.ok().map(|stamp| (file, stamp)))
+    }
+
+    /// Whether this is still what stands at the path. Where files have no numbers, that is never certain.
+    fn is_at(&self, path: &Path) -> bool {
+        match (std::fs::symlink_metadata(path), &self.0) {
+            (Ok(found), Some((_, stamp))) => cfg!(unix) && Stamp::of(&found) == *stamp,
+            (Err(why), None) => why.kind() == io::ErrorKind::NotFound,
+            (Ok(_), None) | (Err(_), Some(_)) => false,
+        }
+    }
+}
+
+impl Stamp {
+    fn of(found: &std::fs::Metadata) -> Self {
+        #[cfg(unix)]
+        let number = {
+            use std::os::unix::fs::MetadataExt as _;
+            (found.dev(), found.ino())
+        };
+        #[cfg(not(unix))]
+        let number = (0, 0);
+        Self { number, length: found.len(), modified: found.modified().ok() }
+    }
+}
+
+/// What the file holds; nothing where there is none yet.
+fn load(path: &Path, sealer: &Sealer) -> Result<Content, StoreError> {
+    let Some(file) = open_private(path)? else { return Ok(Content::default()) };
+    let content = parse(path, sealer, &read(path, &file)?)?;
+    Ok(Content { seen: Seen::new(file), ..content })
 }
 
 fn parse(path: &Path, sealer: &Sealer, text: &[u8]) -> Result<Content, StoreError> {
@@ -289,30 +417,35 @@ fn bound(name: &str) -> Vec<u8> {
     format!("{MAGIC} {VERSION} {name}").into_bytes()
 }
 
-/// Temporary file, fsync, rename, fsync of the directory. Whatever fails, the old file stands.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+/// Temporary file, fsync, rename, fsync of the directory. Whatever fails, the old file stands. Gives the new one.
+fn replace(path: &Path, content: &[u8]) -> io::Result<File> {
     let new = beside(path, "new");
-    if let Err(why) = write_new(&new, content).and_then(|()| std::fs::rename(&new, path)) {
-        // What is left of it would be removed at the next start anyway.
-        drop(std::fs::remove_file(&new));
-        return Err(why);
-    }
+    let written = write_new(&new, content).and_then(|file| std::fs::rename(&new, path).map(|()| file));
+    let file = match written {
+        Ok(file) => file,
+        Err(why) => {
+            // What is left of it would be removed at the next start anyway.
+            drop(std::fs::remove_file(&new));
+            return Err(why);
+        }
+    };
     // The new file stands. Some network file systems know no fsync of a directory.
     if let Err(why) = File::open(directory(path)).and_then(|directory| directory.sync_all()) {
         tracing::warn!(store = %path.display(), %why, "the token store's directory was not synced");
     }
-    Ok(())
+    Ok(file)
 }
 
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    // Under our lock nobody else has one; a stale one would make `create_new` fail for ever.
+fn write_new(path: &Path, content: &[u8]) -> io::Result<File> {
+    // It is our turn, so nobody else has one; a stale one would make `create_new` fail for ever.
     match std::fs::remove_file(path) {
         Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
         _ => {}
     }
     let mut file = private().create_new(true).open(path)?;
     file.write_all(content)?;
-    file.sync_all()
+    file.sync_all()?;
+    Ok(file)
 }
 
 fn append(path: &Path, lines: &[Vec<u8>]) -> io::Result<()> {
@@ -334,16 +467,35 @@ fn private() -> OpenOptions {
     options
 }
 
+/// Held by the proxy as long as it runs: two that renew the same sign-ins would not know of each other's turn.
 fn lock(path: &Path) -> Result<File, StoreError> {
     let beside = beside(path, "lock");
-    let file = refuse_link(&beside)
-        .and_then(|()| private().create(true).truncate(false).open(&beside))
-        .map_err(|why| away(&beside, &why))?;
+    let file = lock_file(&beside)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
         Err(TryLockError::Error(why)) => Err(away(&beside, &why)),
     }
+}
+
+/// Held for one reading or writing. The system gives it back where its holder dies.
+fn turn(path: &Path) -> Result<File, StoreError> {
+    let beside = beside(path, "turn");
+    let file = lock_file(&beside)?;
+    for _ in 0..TURN_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => sleep(TURN_PAUSE),
+            Err(TryLockError::Error(why)) => return Err(away(&beside, &why)),
+        }
+    }
+    Err(StoreError::Away(format!("`{}`: another process does not end its turn", path.display())))
+}
+
+fn lock_file(path: &Path) -> Result<File, StoreError> {
+    refuse_link(path)
+        .and_then(|()| private().create(true).truncate(false).open(path))
+        .map_err(|why| away(path, &why))
 }
 
 /// What stands beside the store is never followed elsewhere.
@@ -394,12 +546,12 @@ fn open_private(path: &Path) -> Result<Option<File>, StoreError> {
 fn probe(path: &Path) -> Result<std::fs::Metadata, StoreError> {
     let probe = beside(path, "new");
     write_new(&probe, b"")
-        .and_then(|()| std::fs::metadata(&probe))
+        .and_then(|made| made.metadata())
         .and_then(|made| std::fs::remove_file(&probe).map(|()| made))
         .map_err(|why| away(path, &why))
 }
 
-fn read(path: &Path, file: File) -> Result<Vec<u8>, StoreError> {
+fn read(path: &Path, file: &File) -> Result<Vec<u8>, StoreError> {
     let mut text = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(|why| away(path, &why))?;
     if text.len() as u64 > MAX_FILE {
@@ -626,12 +778,78 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_process_is_kept_out() {
+    async fn a_second_proxy_is_kept_out() {
         let dir = three().await;
         let store = open(&dir).unwrap();
         assert!(matches!(open(&dir), Err(StoreError::Locked(_))));
         drop(store);
         assert!(open(&dir).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_command_and_the_proxy_see_what_the_other_writes() {
+        let dir = three().await;
+        let proxy = open(&dir).unwrap();
+        let command = FileStore::visit(&place(&dir), &store_key()).unwrap();
+        command.save_sign_in(&key("d"), &stored("signed in")).await.unwrap();
+        assert_eq!(proxy.sign_in(&key("d")).await.unwrap(), Some(stored("signed in")));
+        assert!(proxy.renew_sign_in(&key("d"), &stored("signed in"), &stored("rotated")).await.unwrap());
+        assert_eq!(command.sign_in(&key("d")).await.unwrap(), Some(stored("rotated")));
+        assert!(command.remove_sign_in(&key("a")).await.unwrap());
+        proxy.save_sign_in(&key("b"), &stored("new")).await.unwrap();
+        assert_eq!(users(&proxy).await, ["b", "c", "d"], "the proxy's write brings nothing back");
+        drop(proxy);
+        assert_eq!(users(&open(&dir).unwrap()).await, ["b", "c", "d"]);
+    }
+
+    #[tokio::test]
+    async fn a_renewal_does_not_undo_a_sign_out_or_a_new_sign_in() {
+        let dir = three().await;
+        let proxy = open(&dir).unwrap();
+        let command = FileStore::visit(&place(&dir), &store_key()).unwrap();
+        let before = proxy.sign_in(&key("a")).await.unwrap().unwrap();
+        command.remove_sign_in(&key("a")).await.unwrap();
+        assert!(!proxy.renew_sign_in(&key("a"), &before, &stored("rotated")).await.unwrap());
+        assert_eq!(proxy.sign_in(&key("a")).await.unwrap(), None);
+        let before = proxy.sign_in(&key("b")).await.unwrap().unwrap();
+        command.save_sign_in(&key("b"), &stored("signed in anew")).await.unwrap();
+        assert!(!proxy.renew_sign_in(&key("b"), &before, &stored("rotated")).await.unwrap());
+        assert_eq!(proxy.sign_in(&key("b")).await.unwrap(), Some(stored("signed in anew")));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_removed_has_signed_everybody_out() {
+        let dir = three().await;
+        let store = open(&dir).unwrap();
+        std::fs::remove_file(place(&dir)).unwrap();
+        assert!(users(&store).await.is_empty());
+        store.save_sign_in(&key("d"), &stored("x")).await.unwrap();
+        assert_eq!(users(&store).await, ["d"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_replaced_by_junk_is_neither_served_nor_overwritten() {
+        let dir = three().await;
+        let store = open(&dir).unwrap();
+        overwrite(&dir, "root:x:0:0\n");
+        assert_eq!(users(&store).await, ["a", "b", "c"], "what was read before is as good as ever");
+        assert!(matches!(store.save_sign_in(&key("d"), &stored("x")).await, Err(StoreError::Foreign { .. })));
+        assert_eq!(std::fs::read_to_string(place(&dir)).unwrap(), "root:x:0:0\n");
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_does_not_end_is_not_waited_for_longer_than_a_login_waits() {
+        let dir = three().await;
+        let store = open(&dir).unwrap();
+        let held = turn(&place(&dir)).unwrap();
+        let (name, value) = (key("d"), stored("x"));
+        let save = store.save_sign_in(&name, &value);
+        let limit = crate::token::grant::STORE_LIMIT;
+        let Ok(Err(StoreError::Away(why))) = tokio::time::timeout(limit, save).await else { panic!() };
+        assert!(why.contains("turn"), "{why}");
+        assert_eq!(users(&store).await, ["a", "b", "c"], "what has not changed is read without a turn");
+        drop(held);
+        store.save_sign_in(&key("d"), &stored("x")).await.unwrap();
     }
 
     #[cfg(unix)]

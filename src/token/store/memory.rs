@@ -58,6 +58,17 @@ impl Store for MemoryStore {
         Box::pin(ready(Ok(())))
     }
 
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool> {
+        let mut sign_ins = self.sign_ins_now();
+        let stored = sign_ins.get_mut(key).filter(|stored| stored.refresh_token == before.refresh_token);
+        Box::pin(ready(Ok(stored.map(|stored| *stored = renewed.clone()).is_some())))
+    }
+
     fn remove_sign_in<'a>(&'a self, key: &'a SignInKey) -> StoreFuture<'a, bool> {
         Box::pin(ready(Ok(self.sign_ins_now().remove(key).is_some())))
     }
@@ -130,6 +141,11 @@ mod tests {
         assert_eq!(store.sign_in(&key("c")).await.unwrap(), None);
         let users: Vec<_> = store.sign_ins().await.unwrap().into_iter().map(|(key, _)| key.user).collect();
         assert_eq!(users, ["a", "b"]);
+        let renewed = StoredSignIn { refresh_token: Secret::new("two"), ..stored.clone() };
+        assert!(store.renew_sign_in(&key("a"), &stored, &renewed).await.unwrap());
+        assert!(!store.renew_sign_in(&key("a"), &stored, &stored).await.unwrap(), "no longer the one it was");
+        assert!(!store.renew_sign_in(&key("c"), &stored, &renewed).await.unwrap());
+        assert_eq!(store.sign_in(&key("a")).await.unwrap(), Some(renewed));
         assert!(store.remove_sign_in(&key("a")).await.unwrap());
         assert!(!store.remove_sign_in(&key("a")).await.unwrap());
     }

@@ -11,13 +11,16 @@
 //! counts as not there. It is dialled when it is first needed, and every command has a time limit: if it is
 //! away, logins go on without it.
 
-use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, fs};
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{Client, Cmd, FromRedisValue, IntoConnectionInfo as _, TlsCertificates, cmd};
 use aws_lc_rs::rand::fill;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
@@ -41,6 +44,11 @@ const REST: Duration = Duration::from_secs(2);
 /// The hash of sign-ins.
 const SIGN_INS: &str = "mailkey:1:sign-ins";
 
+/// Replaces a value only if it is still the one that was read.
+const EXCHANGE: &str = "if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end \
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) \
+    return 1";
+
 /// Gives a lease back only if it is still ours.
 const GIVE_BACK: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
@@ -63,6 +71,22 @@ pub struct RedisStore {
     sealer: Sealer,
     /// Host and port, for messages: the URL holds a password.
     server: String,
+}
+
+/// The platform's roots and those of a file, as PEM: what [`RedisStore::connect`] takes in their place.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn roots_with(extra: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut pem = fs::read(extra)
+        .map_err(|error| StoreError::Foreign { path: extra.display().to_string(), why: error.to_string() })?;
+    for root in rustls_native_certs::load_native_certs().certs {
+        pem.extend_from_slice(b"\n-----BEGIN CERTIFICATE-----\n");
+        // one long line: the readers of PEM that this goes to take any length
+        pem.extend_from_slice(BASE64_STANDARD.encode(root).as_bytes());
+        pem.extend_from_slice(b"\n-----END CERTIFICATE-----\n");
+    }
+    Ok(pem)
 }
 
 impl RedisStore {
@@ -186,6 +210,27 @@ impl Store for RedisStore {
             let field = self.field(key);
             let sealed = self.sealer.seal(&bound(SIGN_INS, &field), &record::sign_in(key, sign_in))?;
             self.ask(cmd("HSET").arg(SIGN_INS).arg(field).arg(sealed)).await
+        })
+    }
+
+    fn renew_sign_in<'a>(
+        &'a self,
+        key: &'a SignInKey,
+        before: &'a StoredSignIn,
+        renewed: &'a StoredSignIn,
+    ) -> StoreFuture<'a, bool> {
+        Box::pin(async move {
+            let field = self.field(key);
+            let sealed: Option<Vec<u8>> = self.ask(cmd("HGET").arg(SIGN_INS).arg(&field)).await?;
+            let Some(sealed) = sealed else { return Ok(false) };
+            let stored = self.unseal_sign_in(&field, &sealed);
+            if stored.is_none_or(|(_, stored)| stored.refresh_token != before.refresh_token) {
+                return Ok(false);
+            }
+            let renewed = self.sealer.seal(&bound(SIGN_INS, &field), &record::sign_in(key, renewed))?;
+            let mut command = cmd("EVAL");
+            command.arg(EXCHANGE).arg(1).arg(SIGN_INS).arg(field).arg(sealed).arg(renewed);
+            self.ask(&command).await
         })
     }
 
