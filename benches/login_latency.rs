@@ -117,6 +117,7 @@ async fn measure(wanted: Wanted) {
         }
     }
     report(&mut subjects, wanted.rounds);
+    assert!(subjects[0].median() * 2 < subjects[1].median(), "the warm connections are of no use");
     for mut program in programs {
         // dovecot takes its own processes along only when asked to end
         if let Some(id) = program.id() {
@@ -129,6 +130,11 @@ async fn measure(wanted: Wanted) {
 impl Subject {
     fn new(name: &'static str, port: u16) -> Self {
         Self { name, port, took: Vec::new() }
+    }
+
+    /// Of sorted times.
+    fn median(&self) -> Duration {
+        self.took[(self.took.len() - 1) / 2]
     }
 
     async fn log_in(&mut self) {

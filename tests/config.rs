@@ -554,6 +554,8 @@ fn check_says_what_would_run_and_no_secret() {
         "rediss://redis.example, key given",
         "127.0.0.1:9143",
         "idle 35m",
+        "per mailbox 3 SMTP, 20 IMAP and 16 POP3, waiting for one 20s",
+        "4 per upstream at most, each for 45s",
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }

@@ -259,3 +259,43 @@ async fn a_mailbox_that_upstream_throttles_is_held_back_here() {
     assert_eq!(stage.metric(held).await, 1);
     smtp(&stage, "a.example").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_are_kept_as_come_at_once_up_to_the_bound() {
+    let stage = with_limits("warm-connections: 3").await;
+    let sessions = tokio::join!(imap(&stage), imap(&stage), imap(&stage), imap(&stage), imap(&stage));
+    stage.until_metric(PARKED, 3).await;
+    drop(sessions);
+    settled(&stage).await;
+    assert_eq!(stage.metric(PARKED).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_fails_is_left_alone_until_the_next_login() {
+    let stage = with_limits("warm-connection-age: 500ms").await;
+    warmed_up(&stage).await;
+    stage.office.mischief().mail(Service::Imap, MailFault::RefuseGreeting);
+    let failed = format!(
+        "mailkey_warm_connections_total{{upstream=\"localhost:{}\",outcome=\"failed\"}}",
+        stage.office.imap().port()
+    );
+    stage.until_metric(&failed, 1).await;
+    let before = connections(&stage, Service::Imap);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(connections(&stage, Service::Imap), before);
+    stage.office.mischief().calm();
+    imap(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_432_is_waited_out_at_auth() {
+    // somebody else, behind our back, has the other two sessions
+    let settings = Settings { smtp_sessions_per_mailbox: 1, ..Settings::default() };
+    let stage = Stage::planned(Plan { settings, ..Plan::default() }).await;
+    let mut first = smtp(&stage, "a.example").await;
+    let mut second = smtp_asks(&stage, "a.example").await;
+    stage.until_metric("mailkey_logins_waiting{", 1).await;
+    first.ask("QUIT", "221 ").await;
+    second.until("235 ").await;
+    assert_eq!(stage.metric("mailkey_logins_waiting{").await, 0);
+}

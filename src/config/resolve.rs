@@ -75,6 +75,9 @@ pub(super) const LIMIT_KEYS: [&str; 12] = [
 pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
 pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
 
+/// How long Exchange waits for a login.
+const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -991,6 +994,15 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
         if let Some(count) = count.and_then(|count| usize::try_from(count).ok()) {
             *value = count;
         }
+    }
+    if let (true, Some(at)) =
+        (limits.warm_connection_age >= EXCHANGE_PATIENCE, section.key_at("warm-connection-age"))
+    {
+        reader.remark(
+            at,
+            "Exchange closes a connection after 60 s without a login",
+            "write 45s: time is needed for the login itself",
+        );
     }
     let refusals = section.get("refusals-per-session").and_then(|node| reader.count(node, 1, 255));
     if let Some(refusals) = refusals.and_then(|refusals| u8::try_from(refusals).ok()) {

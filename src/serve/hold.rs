@@ -16,7 +16,7 @@ use crate::explain::{Explanation, Fault, Passes, Refusal};
 pub const LONGEST: Duration = Duration::from_mins(5);
 
 /// The hold where upstream names no time.
-const USUAL: Duration = Duration::from_secs(10);
+const USUAL: Duration = Duration::from_secs(5);
 
 /// How many mailboxes may be held at once.
 const MAX_HELD: usize = 10_000;

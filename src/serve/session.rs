@@ -234,7 +234,7 @@ impl Session {
     async fn open_by(
         &self,
         login: &Login,
-        client: Counterpart<'_>,
+        mut client: Counterpart<'_>,
         deadline: Instant,
     ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
         let (station, protocol) = (&self.station, self.station.listener.protocol);
@@ -246,9 +246,10 @@ impl Session {
         let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
         // the password is proven first: a stranger takes nobody's place
         let mut granted = station.tokens.token(&request).await?;
-        let pass = self.turn(&mailbox, client).await?;
+        let until = clock::now() + station.limits.wait_for_session;
+        let pass = self.turn(&mailbox, until, &mut client).await?;
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
-        let mut again = true;
+        let (mut again, mut patient) = (true, true);
         loop {
             match self.knock(login, account, server, &mailbox, &granted).await {
                 Ok(Admitted { io, rest, welcome, connection }) => {
@@ -282,14 +283,15 @@ impl Session {
                 }
                 Err(failure) => {
                     let story = verdict::explain(&failure, protocol, server, &context(account, user));
-                    if let Some(wait) = station.holds.heed(protocol, &mailbox, &story) {
-                        tracing::warn!(
-                            session = self.id,
-                            mailbox,
-                            code = %story.code,
-                            ms = milliseconds(wait),
-                            "upstream asks for patience with this mailbox: its next logins are held back"
-                        );
+                    // this login is one of them, once: somebody else may have had the mailbox' sessions
+                    if self.heed(&mailbox, &story) && patient {
+                        patient = false;
+                        let wait = self.sit_out(&mailbox, until);
+                        match self.attended(&mailbox, &mut client, wait).await {
+                            Ok(()) => continue,
+                            Err(Setback::Refused(_)) => {}
+                            Err(gone) => return Err(gone),
+                        }
                     }
                     return Err(story.into());
                 }
@@ -297,32 +299,58 @@ impl Session {
         }
     }
 
-    /// Waits until upstream would take one more session of this mailbox; not for a client that is gone.
-    async fn turn(&self, mailbox: &str, client: Counterpart<'_>) -> Result<Pass, Setback> {
-        let station = &self.station;
-        let (protocol, patience) = (station.listener.protocol, station.limits.wait_for_session);
-        let since = clock::now();
-        let pass = async {
-            while let Some(held) = station.holds.on(protocol, mailbox) {
-                if held.left() > patience.saturating_sub(clock::now() - since) {
-                    return Err(Setback::from(held.explain(mailbox)));
-                }
-                sleep(held.left()).await;
+    /// Waits until upstream would take one more session of this mailbox.
+    async fn turn(
+        &self,
+        mailbox: &str,
+        until: Instant,
+        client: &mut Counterpart<'_>,
+    ) -> Result<Pass, Setback> {
+        let (holds, turnstile) = (&self.station.holds, &self.station.turnstile);
+        let protocol = self.station.listener.protocol;
+        let turn = async {
+            if let Some(held) = holds.on(protocol, mailbox).filter(|held| clock::now() + held.left() > until)
+            {
+                return Err(held.explain(mailbox).into());
             }
-            let left = patience.saturating_sub(clock::now() - since);
-            let pass = station.turnstile.pass(protocol, mailbox, left).await;
-            pass.map_err(|crowded| Setback::from(self.crowded(mailbox, crowded)))
+            let left = until.saturating_duration_since(clock::now());
+            let pass = turnstile.pass(protocol, mailbox, left).await;
+            let pass = pass.map_err(|crowded| self.crowded(mailbox, crowded))?;
+            self.sit_out(mailbox, until).await?;
+            Ok(pass)
         };
-        let mut pass = std::pin::pin!(pass);
+        self.attended(mailbox, client, turn).await
+    }
+
+    /// Waits for the end of the hold on this mailbox, if there is one.
+    async fn sit_out(&self, mailbox: &str, until: Instant) -> Result<(), Setback> {
+        while let Some(held) = self.station.holds.on(self.station.listener.protocol, mailbox) {
+            if clock::now() + held.left() > until {
+                return Err(held.explain(mailbox).into());
+            }
+            sleep(held.left()).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for as long as there is somebody to wait for.
+    async fn attended<T>(
+        &self,
+        mailbox: &str,
+        client: &mut Counterpart<'_>,
+        wait: impl Future<Output = Result<T, Setback>>,
+    ) -> Result<T, Setback> {
+        let (station, since) = (&self.station, clock::now());
+        let mut wait = std::pin::pin!(wait);
         // mostly there is nothing to wait for, and nobody to listen to
-        let at_once = std::future::poll_fn(|cx| Poll::Ready(pass.as_mut().poll(cx))).await;
-        if let Poll::Ready(pass) = at_once {
-            return pass;
+        let at_once = std::future::poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await;
+        if let Poll::Ready(done) = at_once {
+            return done;
         }
         let label = ListenerLabel { listener: station.listener.name.clone() };
         let waiting = Waiting::new(station.metrics.waiting.get_or_create_owned(&label));
-        let pass = tokio::select! {
-            pass = pass => pass,
+        let done = tokio::select! {
+            done = wait => done,
             () = drive::until_gone(client.dialogue, client.io) => Err(Setback::Left),
             () = station.draining.cancelled() => Err(Setback::Stopping),
         };
@@ -331,10 +359,25 @@ impl Session {
             session = self.id,
             mailbox,
             ms = milliseconds(clock::now() - since),
-            let_in = pass.is_ok(),
-            "the login waited for another session of this mailbox to end"
+            let_in = done.is_ok(),
+            "the login waited until upstream takes another session of this mailbox"
         );
-        pass
+        done
+    }
+
+    /// Takes note of an answer that asks for patience with this mailbox; whether there is any.
+    fn heed(&self, mailbox: &str, story: &Explanation) -> bool {
+        let held = self.station.holds.heed(self.station.listener.protocol, mailbox, story);
+        if let Some(wait) = held {
+            tracing::warn!(
+                session = self.id,
+                mailbox,
+                code = %story.code,
+                ms = milliseconds(wait),
+                "upstream asks for patience with this mailbox: its next logins are held back"
+            );
+        }
+        held.is_some()
     }
 
     fn crowded(&self, mailbox: &str, crowded: Crowded) -> Explanation {

@@ -121,6 +121,7 @@ pub(super) struct Broker {
     script: Mutex<VecDeque<Option<Explanation>>>,
     asked: Mutex<Vec<String>>,
     dropped: Mutex<Vec<String>>,
+    purposes: Mutex<Vec<Protocol>>,
 }
 
 impl Broker {
@@ -132,6 +133,11 @@ impl Broker {
     /// The next question is never answered.
     pub(super) fn hang(&self) {
         self.script.lock().unwrap().push_back(None);
+    }
+
+    /// What each token was asked for.
+    pub(super) fn purposes(&self) -> Vec<Protocol> {
+        self.purposes.lock().unwrap().clone()
     }
 
     /// Who asked for a token.
@@ -148,6 +154,7 @@ impl Broker {
 impl Tokens for Broker {
     fn token<'a>(&'a self, request: &'a TokenRequest<'a>) -> TokenFuture<'a> {
         Box::pin(async move {
+            self.purposes.lock().unwrap().push(request.protocol);
             let number = {
                 let mut asked = self.asked.lock().unwrap();
                 asked.push(request.credentials.user.clone());
@@ -236,15 +243,21 @@ impl Rig {
             limits,
             sender: None,
             listener: listener(vec![
-                account("*@contoso.com", None, Grant::Password),
-                account("scanner", Some("scans@contoso.com"), Grant::Password),
-                account("robot", Some("robot@contoso.com"), Grant::ClientCredentials),
+                account("*@contoso.com", None, &[Grant::Password]),
+                account("scanner", Some("scans@contoso.com"), &[Grant::Password]),
+                account("robot", Some("robot@contoso.com"), &[Grant::ClientCredentials]),
+                account("mixed", Some("mixed@contoso.com"), &[Grant::Password, Grant::ClientCredentials]),
             ]),
         }
     }
 
     pub(super) fn with_tls(mut self) -> Self {
         self.listener.tls = FrontTls::Implicit;
+        self
+    }
+
+    pub(super) fn with(mut self, ews: EwsSettings) -> Self {
+        self.listener.ews = ews;
         self
     }
 
@@ -257,7 +270,7 @@ impl Rig {
             self.limits.clone(),
             Arc::clone(&self.metrics),
         );
-        Arc::new(desk.unwrap())
+        Arc::new(desk.unwrap().listening_on(Some("127.0.0.1:1080".parse().unwrap())))
     }
 
     pub(super) fn connect(&self) -> MailClient {
@@ -283,7 +296,7 @@ fn listener(accounts: Vec<Account>) -> Listener {
     }
 }
 
-fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
+fn account(user: &str, mailbox: Option<&str>, grants: &[Grant]) -> Account {
     let application = Application {
         endpoints: Endpoints {
             token: "https://login.example/token".parse().unwrap(),
@@ -296,7 +309,7 @@ fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
         client_auth: ClientAuth::Public,
         scope: None,
         resource: "https://outlook.office.com".to_owned(),
-        grants: vec![grant],
+        grants: grants.to_vec(),
         offline_access: false,
         sasl: Sasl::Xoauth2,
     };
