@@ -29,13 +29,13 @@ use crate::serve::warm::{WarmConnections, WarmSettings};
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::{Broker, BrokerSettings};
-use crate::token::endpoint::Endpoint;
 use crate::token::managed::ManagedIdentity;
 use crate::token::request::Tokens;
 use crate::token::store::{self, StoreError};
 use crate::upstream::connector::Connector;
 use crate::upstream::https::HttpsClient;
 use crate::upstream::tls::{self as back_tls, TlsSetupError};
+use crate::way;
 
 /// How long sessions get to notice a hard stop.
 const HARD_STOP_LIMIT: Duration = Duration::from_secs(1);
@@ -125,7 +125,13 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let outbound_tls = back_tls::outbound_config(&config.tls)?;
         let acceptor = front_tls::acceptor(&config.tls)?;
-        let endpoint = Endpoint::new(outbound_tls.clone(), config.outbound_proxy.as_ref())
+        let stopping = CancellationToken::new();
+        let connector = Arc::new(Connector::new(
+            outbound_tls.clone(),
+            config.outbound_proxies.clone(),
+            config.limits.connect_timeout,
+        ));
+        let endpoint = way::endpoint(outbound_tls, &connector, &stopping)
             .map_err(|error| StartError::Endpoint(error.to_string()))?;
         let settings = BrokerSettings {
             tokens: config.tokens.clone(),
@@ -143,9 +149,9 @@ impl App {
             metrics,
             sessions: TaskTracker::new(),
             draining: CancellationToken::new(),
-            stopping: CancellationToken::new(),
+            stopping,
         };
-        app.open_doors(doors, &Arc::new(outbound_tls), acceptor.as_ref())?;
+        app.open_doors(doors, &connector, acceptor.as_ref())?;
         app.open_admin(admin);
         tokio::spawn(Arc::clone(&app.broker).renew_forever(app.stopping.clone()));
         Ok(app)
@@ -183,12 +189,10 @@ impl App {
     fn open_doors(
         &self,
         doors: Vec<(Arc<Listener>, TcpListener)>,
-        tls: &Arc<rustls::ClientConfig>,
+        connector: &Arc<Connector>,
         acceptor: Option<&TlsAcceptor>,
     ) -> Result<(), StartError> {
-        let proxy = self.config.outbound_proxy.clone().map(Arc::new);
-        let connector = Arc::new(Connector::new(Arc::clone(tls), proxy));
-        let https = HttpsClient::new(Arc::clone(&connector));
+        let https = HttpsClient::new(Arc::clone(connector));
         let places = Arc::new(Semaphore::new(self.config.limits.sessions));
         let seats = Seats::new(self.config.limits.sessions_per_user);
         let turnstile = Turnstile::new(&self.config.limits);
@@ -220,12 +224,12 @@ impl App {
                 let station = Arc::new(Station {
                     offer: Station::first_offer(listener.protocol),
                     tokens: Arc::clone(&self.broker) as Arc<dyn Tokens>,
-                    connector: Arc::clone(&connector),
+                    connector: Arc::clone(connector),
                     acceptor: acceptor.cloned(),
                     seats: seats.clone(),
                     turnstile: turnstile.clone(),
                     holds: Arc::clone(&holds),
-                    warm: self.warm(&listener, &connector, &mut warm),
+                    warm: self.warm(&listener, connector, &mut warm),
                     limits: self.config.limits.clone(),
                     metrics: Arc::clone(&self.metrics),
                     host_name: host_name(),

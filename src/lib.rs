@@ -44,7 +44,9 @@ pub mod protocol;
 pub mod serve;
 pub mod token;
 pub mod upstream;
+pub mod way;
 // leaves
+pub mod certificate;
 pub mod clock;
 pub mod explain;
 pub mod seats;

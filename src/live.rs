@@ -44,7 +44,7 @@ impl StatusSource for Live {
             accounts: self.broker.snapshot().into_iter().map(|account| shown(account, now)).collect(),
             logins: totals.logins,
             refusals: totals.refusals,
-            outbound_proxy: self.config.outbound_proxy.as_ref().map(|proxy| without_credentials(&proxy.url)),
+            outbound_proxy: self.outbound_proxies(),
         }
     }
 
@@ -89,6 +89,13 @@ impl Live {
             }
         };
         self.config.listeners.iter().map(of).collect()
+    }
+
+    fn outbound_proxies(&self) -> Option<String> {
+        let proxies = &self.config.outbound_proxies;
+        let shown =
+            proxies.iter().map(|proxy| without_credentials(&proxy.url)).collect::<Vec<_>>().join(", ");
+        (!proxies.is_empty()).then_some(shown)
     }
 }
 

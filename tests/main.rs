@@ -20,6 +20,7 @@ mod grants;
 mod hostile;
 mod house;
 mod passwords;
+mod proxies;
 mod readme;
 mod setup;
 mod simulator;

@@ -45,9 +45,11 @@ pub fn describe(config: &Config) -> String {
         listener(&mut text, one);
     }
     text.push('\n');
-    match &config.outbound_proxy {
-        Some(proxy) => outbound_proxy(&mut text, proxy),
-        None => line(&mut text, "outbound proxy", "none"),
+    for proxy in &config.outbound_proxies {
+        outbound_proxy(&mut text, proxy);
+    }
+    if config.outbound_proxies.is_empty() {
+        line(&mut text, "outbound proxy", "none");
     }
     settings(&mut text, config);
     text
@@ -149,8 +151,11 @@ fn account(text: &mut String, listener: &Listener, account: &Account) {
 }
 
 fn outbound_proxy(text: &mut String, proxy: &OutboundProxy) {
+    let socks = proxy.url.scheme() == "socks5h";
     let auth = match proxy.auth {
-        ProxyAuth::Auto => "what it asks for",
+        ProxyAuth::Auto if socks => "what it asks for: basic",
+        ProxyAuth::Auto if cfg!(feature = "negotiate") => "what it asks for: negotiate, ntlm or basic",
+        ProxyAuth::Auto => "what it asks for: ntlm or basic; this build has no negotiate",
         ProxyAuth::None => "none",
         ProxyAuth::Basic => "basic",
         ProxyAuth::Ntlm => "ntlm",
@@ -160,13 +165,14 @@ fn outbound_proxy(text: &mut String, proxy: &OutboundProxy) {
         [("identity", proxy.use_for.identity), ("ews", proxy.use_for.ews), ("mail", proxy.use_for.mail)];
     let named: Vec<&str> = named.iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
     let who = proxy.username.as_deref().unwrap_or("nobody");
-    let what = format!(
-        "{} for {}, as {who} (auth: {auth}), {} exceptions",
-        proxy.url,
-        named.join(", "),
-        proxy.no_proxy.len()
-    );
+    let what = format!("{} for {}, as {who} (auth: {auth})", proxy.url, named.join(", "));
     line(text, "outbound proxy", &what);
+    for (label, rules) in [("only to", &proxy.hosts), ("but not to", &proxy.no_proxy)] {
+        if !rules.is_empty() {
+            let rules = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            line(text, "", &format!("{label} {rules}"));
+        }
+    }
 }
 
 fn settings(text: &mut String, config: &Config) {
@@ -183,7 +189,11 @@ fn settings(text: &mut String, config: &Config) {
         None => String::new(),
     };
     let quantum = if config.tls.post_quantum { ", post-quantum key exchange" } else { "" };
-    line(text, "tls", &format!("{version} or newer, {certificate}{roots}{quantum}"));
+    let client = match &config.tls.client_certificate_file {
+        Some(file) => format!(", client certificate {}", file.display()),
+        None => String::new(),
+    };
+    line(text, "tls", &format!("{version} or newer, {certificate}{roots}{quantum}{client}"));
     let key = match &config.tokens.key {
         Some(KeySource::File(file)) => format!(", key in {}", file.display()),
         Some(KeySource::Value(_)) => ", key given".to_owned(),
@@ -208,7 +218,7 @@ fn settings(text: &mut String, config: &Config) {
         text,
         "limits",
         &format!(
-            "{} sessions, {} per user, per mailbox {} SMTP, {} IMAP and {} POP3, waiting for one {}, login {}, idle {}, drain {}, {} refusals",
+            "{} sessions, {} per user, per mailbox {} SMTP, {} IMAP and {} POP3, waiting for one {}, login {}, connect {}, idle {}, drain {}, {} refusals",
             limits.sessions,
             limits.sessions_per_user,
             limits.smtp_sessions_per_mailbox,
@@ -216,6 +226,7 @@ fn settings(text: &mut String, config: &Config) {
             limits.pop3_sessions_per_mailbox,
             spell(limits.wait_for_session),
             spell(limits.login_timeout),
+            spell(limits.connect_timeout),
             spell(limits.idle_timeout),
             spell(limits.drain_timeout),
             limits.refusals_per_session

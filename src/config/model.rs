@@ -1,5 +1,6 @@
 //! What the program runs on: the configuration after every default, rule and reference is resolved.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub struct Config {
     /// In the file's order, names unique.
     pub listeners: Vec<Arc<Listener>>,
     /// The corporate proxy, where there is one.
-    pub outbound_proxy: Option<OutboundProxy>,
+    pub outbound_proxies: Vec<OutboundProxy>,
     /// Certificates and roots.
     pub tls: Tls,
     /// Where tokens are kept.
@@ -59,8 +60,8 @@ impl Protocol {
     }
 }
 
-impl std::fmt::Display for Protocol {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
@@ -379,15 +380,31 @@ pub struct OutboundProxy {
     pub auth: ProxyAuth,
     /// What goes through it.
     pub use_for: UseFor,
-    /// What does not.
-    pub no_proxy: Vec<NoProxy>,
+    /// Which hosts go through it; empty: all.
+    pub hosts: Vec<HostRule>,
+    /// Which do not.
+    pub no_proxy: Vec<HostRule>,
 }
 
 impl OutboundProxy {
-    /// Whether a host is reached without the proxy.
-    pub fn bypasses(&self, host: &str) -> bool {
-        self.no_proxy.iter().any(|rule| rule.matches(host))
+    /// Whether it serves a connection for this purpose to this host.
+    pub fn serves(&self, purpose: Purpose, host: &str) -> bool {
+        let named = |rules: &[HostRule]| rules.iter().any(|rule| rule.matches(host));
+        self.use_for.includes(purpose)
+            && (self.hosts.is_empty() || named(&self.hosts))
+            && !named(&self.no_proxy)
     }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Token requests.
+    Identity,
+    /// EWS.
+    Ews,
+    /// IMAP, POP3, SMTP.
+    Mail,
 }
 
 /// How we sign in at the outbound proxy.
@@ -416,9 +433,20 @@ pub struct UseFor {
     pub mail: bool,
 }
 
-/// One entry of `no-proxy`.
+impl UseFor {
+    /// Whether a purpose is among them.
+    pub fn includes(self, purpose: Purpose) -> bool {
+        match purpose {
+            Purpose::Identity => self.identity,
+            Purpose::Ews => self.ews,
+            Purpose::Mail => self.mail,
+        }
+    }
+}
+
+/// One entry of `no-proxy` or `for`: some hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoProxy {
+pub enum HostRule {
     /// Everything.
     All,
     /// This name and every name below it; kept in lower case without a leading dot.
@@ -427,7 +455,7 @@ pub enum NoProxy {
     Net(IpNet),
 }
 
-impl NoProxy {
+impl HostRule {
     /// Whether the host (a DNS name or a literal address) falls under this rule.
     pub fn matches(&self, host: &str) -> bool {
         match self {
@@ -444,6 +472,17 @@ impl NoProxy {
     }
 }
 
+impl fmt::Display for HostRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Suffix(suffix) => f.write_str(suffix),
+            Self::Net(net) if net.prefix_len() == net.max_prefix_len() => write!(f, "{}", net.addr()),
+            Self::Net(net) => write!(f, "{net}"),
+        }
+    }
+}
+
 /// Certificates and roots.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
@@ -453,6 +492,10 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
     /// Added to the platform's roots.
     pub extra_roots_file: Option<PathBuf>,
+    /// Shown to an outbound proxy or an upstream that asks for one; PEM, leaf first.
+    pub client_certificate_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub client_key_file: Option<PathBuf>,
     /// The lowest version, both ways.
     pub minimum_version: TlsVersion,
     /// Whether the hybrid X25519MLKEM768 is offered first upstream.
@@ -493,15 +536,15 @@ pub enum Store {
     Redis(Url),
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
 }
 
 /// As in `proxy.yaml`, without user name and password.
-impl std::fmt::Display for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
             Self::File(path) => write!(f, "file:{}", path.display()),
@@ -557,6 +600,8 @@ pub struct Limits {
     pub warm_connection_age: Duration,
     /// From accept to the answer to the login.
     pub login_timeout: Duration,
+    /// One step on the way to upstream: a name, a connection, the outbound proxy's tunnel, TLS.
+    pub connect_timeout: Duration,
     /// No byte either way for this long ends a session.
     pub idle_timeout: Duration,
     /// How long a stop waits for sessions to come to an end.
@@ -613,10 +658,10 @@ mod tests {
 
     #[test]
     fn no_proxy_takes_suffixes_and_networks() {
-        let suffix = NoProxy::Suffix("contoso.com".to_owned());
+        let suffix = HostRule::Suffix("contoso.com".to_owned());
         assert!(suffix.matches("Contoso.com") && suffix.matches("a.contoso.com."));
         assert!(!suffix.matches("notcontoso.com"));
-        let net = NoProxy::Net("10.0.0.0/8".parse().unwrap());
+        let net = HostRule::Net("10.0.0.0/8".parse().unwrap());
         assert!(net.matches("10.1.2.3") && !net.matches("11.1.2.3") && !net.matches("ten.example"));
     }
 }

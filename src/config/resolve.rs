@@ -51,13 +51,20 @@ pub(super) const LISTENER_KEYS: [&str; 13] = [
 
 pub(super) const ACCOUNT_KEYS: [&str; 6] =
     ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "password-hash", "password-hash-file"];
-pub(super) const TLS_KEYS: [&str; 5] =
-    ["certificate-file", "key-file", "extra-roots-file", "minimum-version", "post-quantum"];
+pub(super) const TLS_KEYS: [&str; 7] = [
+    "certificate-file",
+    "key-file",
+    "extra-roots-file",
+    "minimum-version",
+    "post-quantum",
+    "client-certificate-file",
+    "client-key-file",
+];
 pub(super) const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
 pub(super) const GUARD_KEYS: [&str; 4] =
     ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-pub(super) const LIMIT_KEYS: [&str; 12] = [
+pub(super) const LIMIT_KEYS: [&str; 13] = [
     "sessions",
     "sessions-per-user",
     "smtp-sessions-per-mailbox",
@@ -67,6 +74,7 @@ pub(super) const LIMIT_KEYS: [&str; 12] = [
     "warm-connections",
     "warm-connection-age",
     "login-timeout",
+    "connect-timeout",
     "idle-timeout",
     "drain-timeout",
     "refusals-per-session",
@@ -184,7 +192,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     let early = early.map(OAuth::cloud).any(Cloud::locks_out_early);
     Some(Config {
         listeners,
-        outbound_proxy: proxy::outbound(reader, top.get("outbound-proxy")),
+        outbound_proxies: proxy::outbound(reader, top.get("outbound-proxy")),
         tls,
         tokens,
         guard: guard(reader, top.get("guard"), early),
@@ -580,20 +588,29 @@ fn tls(reader: &Reader<'_>, node: Option<&Node>) -> Tls {
     let Some(section) = node.and_then(|node| reader.section(node, "tls", &TLS_KEYS)) else {
         return Tls { post_quantum: true, ..Tls::default() };
     };
-    let certificate = section.get("certificate-file");
-    let key = section.get("key-file");
-    if let (Some(node), None) = (certificate, key) {
-        reader.problem(node.at, "`certificate-file` needs its key", "add `key-file`");
-    }
-    if let (None, Some(node)) = (certificate, key) {
-        reader.problem(node.at, "`key-file` needs its certificate", "add `certificate-file`");
-    }
+    let pair = |certificate_key: &str, key_key: &str| {
+        let (certificate, key) = (section.get(certificate_key), section.get(key_key));
+        if let (Some(node), None) = (certificate, key) {
+            let what = format!("`{certificate_key}` needs its key");
+            reader.problem(node.at, what, format!("add `{key_key}`"));
+        }
+        if let (None, Some(node)) = (certificate, key) {
+            let what = format!("`{key_key}` needs its certificate");
+            reader.problem(node.at, what, format!("add `{certificate_key}`"));
+        }
+        let certificate = certificate.and_then(|node| reader.file(node)).map(|file| file.value);
+        (certificate, key.and_then(|node| reader.private_file(node)).map(|file| file.value))
+    };
+    let (certificate_file, key_file) = pair("certificate-file", "key-file");
+    let (client_certificate_file, client_key_file) = pair("client-certificate-file", "client-key-file");
     let version = section
         .get("minimum-version")
         .and_then(|node| reader.one_of(node, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
     Tls {
-        certificate_file: certificate.and_then(|node| reader.file(node)).map(|file| file.value),
-        key_file: key.and_then(|node| reader.private_file(node)).map(|file| file.value),
+        certificate_file,
+        key_file,
+        client_certificate_file,
+        client_key_file,
         extra_roots_file: section
             .get("extra-roots-file")
             .and_then(|node| reader.file(node))
@@ -963,6 +980,7 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
         warm_connections: 4,
         warm_connection_age: 45 * SECOND,
         login_timeout: 30 * SECOND,
+        connect_timeout: 15 * SECOND,
         // An IMAP client that idles says something every 29 minutes (RFC 2177).
         idle_timeout: 35 * MINUTE,
         drain_timeout: 30 * SECOND,
@@ -973,6 +991,7 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     };
     for (key, value) in [
         ("login-timeout", &mut limits.login_timeout),
+        ("connect-timeout", &mut limits.connect_timeout),
         ("idle-timeout", &mut limits.idle_timeout),
         ("drain-timeout", &mut limits.drain_timeout),
         ("wait-for-session", &mut limits.wait_for_session),

@@ -59,7 +59,8 @@ fn top(key: &str) -> Option<(Value, &'static str)> {
         }
         "accounts-only" => (flag(), "nobody but `accounts` gets in"),
         "outbound-proxy" => {
-            (or_off(section("outbound-proxy", &proxy::KEYS)), "the corporate proxy, or `off`")
+            let one = one_or_more(&section("outbound-proxy", &proxy::KEYS));
+            (or_off(one), "the corporate proxy, a list of them, or `off`")
         }
         "tls" => (section("tls", &TLS_KEYS), "certificates and roots"),
         "tokens" => (section("tokens", &TOKEN_KEYS), "where tokens are kept"),
@@ -145,6 +146,7 @@ fn outbound_proxy(key: &str) -> Option<(Value, &'static str)> {
         "password-file" => (text(), "a file with its password"),
         "auth" => (choice(&["auto", "none", "basic", "ntlm", "negotiate"]), "how to sign in there"),
         "use-for" => (one_or_more(&choice(&["identity", "ews", "mail"])), "what goes through it"),
+        "for" => (one_or_more(&text()), "only these domains, addresses and networks; left out: all"),
         "no-proxy" => (one_or_more(&text()), "domains, addresses and networks that are reached directly"),
         _ => return None,
     })
@@ -155,6 +157,10 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         ("tls", "certificate-file") => (text(), "shown to mail clients: PEM, leaf first"),
         ("tls", "key-file") => (text(), "its key, PEM"),
         ("tls", "extra-roots-file") => (text(), "trusted besides the system's roots, PEM"),
+        ("tls", "client-certificate-file") => {
+            (text(), "shown to proxies and upstreams that ask for one, PEM")
+        }
+        ("tls", "client-key-file") => (text(), "its key, PEM"),
         ("tls", "minimum-version") => {
             (json!({"enum": ["1.2", "1.3", 1.2, 1.3]}), "the lowest TLS version, both ways")
         }
@@ -180,6 +186,7 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         ("limits", "wait-for-session") => (duration(), "how long it waits"),
         ("limits", "warm-connections") => (count(0, 32), "upstream connections ready for the next login"),
         ("limits", "warm-connection-age") => (duration(), "how long such a connection is kept"),
+        ("limits", "connect-timeout") => (duration(), "one step upstream: a name, a connection, TLS"),
         ("limits", "login-timeout") => (duration(), "from the connection to the answer to the login"),
         ("limits", "idle-timeout") => (duration(), "a session without a byte for this long is ended"),
         ("limits", "drain-timeout") => (duration(), "how long a stop waits for sessions to end"),

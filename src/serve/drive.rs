@@ -4,6 +4,7 @@ use std::io;
 use std::mem;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
@@ -203,7 +204,13 @@ async fn converse(
                 if dialogue.waits() {
                     return Ok(None);
                 }
-                if receive(io, &mut chunk).await.map_err(broke)? == 0 {
+                let limit = connector.answer_limit();
+                let Ok(received) = timeout(limit, receive(io, &mut chunk)).await else {
+                    let target = format!("{}:{}", server.host, server.port);
+                    let doing = "waiting for its next line";
+                    return Err(BackFailure::Broke(UpstreamError::TimedOut { target, doing, limit }));
+                };
+                if received.map_err(broke)? == 0 {
                     return Err(broke(io::Error::other("it hung up during the sign-in")));
                 }
                 *heard = true;

@@ -1,6 +1,5 @@
-//! One door to upstream: direct or through the outbound proxy, with TLS where it is implicit.
+//! One door to upstream: direct or through an outbound proxy, with TLS where it is implicit.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -8,40 +7,48 @@ use tokio::time::timeout;
 
 use super::dial::Dialler;
 use super::error::UpstreamError;
-use super::{tls, tunnel};
-use crate::config::model::{BackTls, MailServer, OutboundProxy};
+use super::ground::{Ground, Inside};
+use super::proxy::Proxy;
+use super::tunnel;
+use crate::config::model::{BackTls, MailServer, OutboundProxy, Purpose};
 use crate::secret::Encrypted;
 use crate::stream::BoxIo;
 
-/// How long the proxy may take to open a tunnel: it dials itself.
-const TUNNEL_LIMIT: Duration = Duration::from_secs(15);
-
-/// How long a TLS handshake may take.
-const TLS_LIMIT: Duration = Duration::from_secs(15);
+/// A token request has less patience than a mail session: [`Purpose::Identity`] gets no more than this.
+const IDENTITY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Opens connections to upstream.
 #[derive(Debug)]
 pub struct Connector {
-    dialler: Dialler,
-    tls: Arc<ClientConfig>,
-    proxy: Option<Arc<OutboundProxy>>,
-}
-
-/// What a connection is for; decides whether it goes through the outbound proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// IMAP, POP3, SMTP.
-    Mail,
-    /// EWS.
-    Ews,
-    /// Token requests; they dial by themselves, so this serves for looking at their way.
-    Identity,
+    ground: Ground,
+    proxies: Vec<Proxy>,
 }
 
 impl Connector {
-    /// A connector with the shared TLS settings (see [`tls::outbound_config`]).
-    pub fn new(tls: Arc<ClientConfig>, proxy: Option<Arc<OutboundProxy>>) -> Self {
-        Self { dialler: Dialler::default(), tls, proxy }
+    /// A connector with the shared TLS settings (see [`outbound_config`](super::tls::outbound_config)), the
+    /// outbound proxies, and a limit for each step on the way.
+    pub fn new(tls: ClientConfig, proxies: Vec<OutboundProxy>, limit: Duration) -> Self {
+        Self { ground: Ground::new(tls, limit), proxies: proxies.into_iter().map(Proxy::new).collect() }
+    }
+
+    /// Whether any outbound proxy serves a purpose.
+    pub fn has_proxy_for(&self, purpose: Purpose) -> bool {
+        self.proxies.iter().any(|proxy| proxy.serves_any(purpose))
+    }
+
+    /// The first outbound proxy that serves the way to `host`.
+    pub fn proxy_for(&self, host: &str, purpose: Purpose) -> Option<&Proxy> {
+        self.proxies.iter().find(|proxy| proxy.serves(purpose, host))
+    }
+
+    /// Resolves names, and remembers them.
+    pub fn dialler(&self) -> &Dialler {
+        self.ground.dialler()
+    }
+
+    /// How long upstream may take to answer a line of the sign-in. It holds wrong tokens back for seconds.
+    pub fn answer_limit(&self) -> Duration {
+        self.ground.limit() * 2
     }
 
     /// Opens a connection to a mail server; with the proof where TLS is implicit.
@@ -59,39 +66,25 @@ impl Connector {
         }
     }
 
-    /// A plain stream to `host:port`, through the outbound proxy where the configuration says so.
+    /// A plain stream to `host:port`, through the first outbound proxy that serves it, else direct.
     ///
     /// # Errors
     /// Name, socket or tunnel.
     pub async fn connect(&self, host: &str, port: u16, purpose: Purpose) -> Result<BoxIo, UpstreamError> {
-        match self.proxy_for(host, purpose) {
-            None => Ok(Box::new(self.dialler.dial(host, port).await?)),
-            Some(proxy) => {
-                let (host_of_proxy, port_of_proxy) = tunnel::proxy_address(proxy);
-                let io = Box::new(self.dialler.dial(host_of_proxy, port_of_proxy).await?);
-                self.tunnel(io, proxy, host, port).await
-            }
-        }
-    }
-
-    /// The outbound proxy, where the way to `host` leads through it.
-    pub fn proxy_for(&self, host: &str, purpose: Purpose) -> Option<&OutboundProxy> {
-        self.proxy.as_deref().filter(|proxy| {
-            let used = match purpose {
-                Purpose::Mail => proxy.use_for.mail,
-                Purpose::Ews => proxy.use_for.ews,
-                Purpose::Identity => proxy.use_for.identity,
-            };
-            used && !proxy.bypasses(host)
+        let Some(proxy) = self.proxy_for(host, purpose) else {
+            return self.ground.dial(host, port).await;
+        };
+        let limit = match purpose {
+            Purpose::Identity => self.ground.limit().min(IDENTITY_LIMIT),
+            Purpose::Ews | Purpose::Mail => self.ground.limit(),
+        };
+        timeout(limit, proxy.open(&self.ground, host, port)).await.unwrap_or_else(|_| {
+            let (proxy, target) = (proxy.name().to_owned(), tunnel::target(host, port));
+            Err(UpstreamError::ProxySilent { proxy, target, limit })
         })
     }
 
-    /// Opens sockets; for whoever takes the way step by step.
-    pub fn dialler(&self) -> &Dialler {
-        &self.dialler
-    }
-
-    /// Puts TLS on a stream to `host:port`.
+    /// Puts TLS on a stream to a mail server.
     ///
     /// # Errors
     /// Handshake, certificate, time limit.
@@ -101,36 +94,15 @@ impl Connector {
         host: &str,
         port: u16,
     ) -> Result<(BoxIo, Encrypted), UpstreamError> {
-        timeout(TLS_LIMIT, tls::handshake(&self.tls, host, port, io)).await.unwrap_or_else(|_| {
-            let target = format!("{host}:{port}");
-            Err(UpstreamError::TimedOut { target, doing: "starting TLS", limit: TLS_LIMIT })
-        })
+        self.ground.encrypt(io, host, port, Inside::Mail).await
     }
 
-    /// Asks the outbound proxy at the other end of `io` for a tunnel to `host:port`.
+    /// The whole way to an HTTPS server.
     ///
     /// # Errors
-    /// TLS with the proxy, its refusal, time limit.
-    pub async fn tunnel(
-        &self,
-        mut io: BoxIo,
-        proxy: &OutboundProxy,
-        host: &str,
-        port: u16,
-    ) -> Result<BoxIo, UpstreamError> {
-        if proxy.url.scheme() == "https" {
-            let (host_of_proxy, port_of_proxy) = tunnel::proxy_address(proxy);
-            (io, _) = self.encrypt(io, host_of_proxy, port_of_proxy).await?;
-        }
-        let asked = async {
-            match proxy.url.scheme() {
-                "socks5h" | "socks5" => tunnel::socks5(io, proxy, host, port).await,
-                _ => tunnel::connect(io, proxy, host, port).await,
-            }
-        };
-        timeout(TUNNEL_LIMIT, asked).await.unwrap_or_else(|_| {
-            let target = tunnel::proxy_name(proxy);
-            Err(UpstreamError::TimedOut { target, doing: "asking for a tunnel", limit: TUNNEL_LIMIT })
-        })
+    /// Any step of the way.
+    pub async fn open_https(&self, host: &str, port: u16) -> Result<(BoxIo, Encrypted), UpstreamError> {
+        let io = self.connect(host, port, Purpose::Ews).await?;
+        self.ground.encrypt(io, host, port, Inside::Http).await
     }
 }

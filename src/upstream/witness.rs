@@ -4,14 +4,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use super::tls::{self, TlsSetupError};
-use crate::config::model::{Tls, TlsVersion};
+use crate::config::model::Tls;
 
 /// The certificates that were shown last, leaf first.
 #[derive(Clone, Default)]
@@ -37,48 +36,21 @@ impl fmt::Debug for Witness {
     }
 }
 
-/// The settings of [`tls::outbound_config`], from which connections with witnesses are made.
-#[derive(Debug)]
-pub struct Judge {
-    verifier: Arc<WebPkiServerVerifier>,
-    provider: Arc<CryptoProvider>,
-    minimum: TlsVersion,
-}
-
-impl Judge {
-    /// Reads the roots.
-    ///
-    /// # Errors
-    /// As [`tls::outbound_config`].
-    pub fn new(settings: &Tls) -> Result<Self, TlsSetupError> {
-        let provider = Arc::new(tls::provider(settings));
-        let roots = Arc::new(tls::roots(settings.extra_roots_file.as_deref())?);
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-            .build()
-            .map_err(|error| TlsSetupError::Rustls(Error::General(error.to_string())))?;
-        Ok(Self { verifier, provider, minimum: settings.minimum_version })
-    }
-
-    /// Settings for connections that this witness sees. No session is resumed: a resumed one shows no
-    /// certificates.
-    ///
-    /// # Errors
-    /// rustls does not take the settings.
-    pub fn config(&self, witness: &Witness) -> Result<ClientConfig, TlsSetupError> {
-        let watched = Watched { judge: Arc::clone(&self.verifier), witness: witness.clone() };
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_protocol_versions(tls::versions(self.minimum))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(watched))
-            .with_no_client_auth();
-        config.resumption = Resumption::disabled();
-        Ok(config)
-    }
+/// The settings of [`tls::outbound_config`] with a witness in front of the verifier. No session is resumed: a
+/// resumed one shows no certificates.
+///
+/// # Errors
+/// As there.
+pub fn config(settings: &Tls, witness: &Witness) -> Result<ClientConfig, TlsSetupError> {
+    let witness = witness.clone();
+    let mut config = tls::outbound_config_with(settings, |judge| Arc::new(Watched { judge, witness }))?;
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 #[derive(Debug)]
 struct Watched {
-    judge: Arc<WebPkiServerVerifier>,
+    judge: Arc<dyn ServerCertVerifier>,
     witness: Witness,
 }
 

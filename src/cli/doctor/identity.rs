@@ -112,7 +112,7 @@ impl Clerk {
         });
         let memory = || Arc::new(MemoryStore::new()) as Arc<dyn Store>;
         let (store, store_away) = if needs_store {
-            match store::open(&config.tokens) {
+            match store::visit(&config.tokens) {
                 Ok(store) => (store, None),
                 Err(error) => (memory(), Some(error.to_string())),
             }
@@ -205,9 +205,8 @@ fn store_is_away(user: &str, why: &str) -> Explanation {
         code: "DOCTOR-STORE".into(),
         fault: Fault::Configuration,
         what: format!("the sign-in of `{user}` cannot be read from the token store: {}", one_line(why, 300)),
-        remedy:
-            "if the proxy is running, it holds the store: look at its status page, or stop it and ask again"
-                .to_owned(),
+        remedy: "bring the store of `tokens.store` back, or run the doctor as a user who may read it"
+            .to_owned(),
         passes: Passes::Never,
         refusal: Refusal::contact_admin(CauseKind::SignIn),
     }

@@ -26,6 +26,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use self::identity::{Clerk, Got};
 use self::plan::{Patient, Plan};
@@ -35,12 +36,12 @@ use super::out::Out;
 use super::run::environment;
 use super::{FAILED, MISUSED};
 use crate::clock;
-use crate::config::model::{Config, OutboundProxy, Upstream};
+use crate::config::model::{Config, Purpose, Upstream};
 use crate::serve::probe::Probe;
 use crate::token::endpoint::Endpoint;
-use crate::upstream::connector::{Connector, Purpose};
+use crate::upstream::connector::Connector;
 use crate::upstream::tls;
-use crate::upstream::witness::Judge;
+use crate::way;
 
 /// EWS ends in Exchange Online on this day (Microsoft's announcement of February 2026).
 const END_OF_EWS: &str = "2027-04-01T00:00:00Z";
@@ -147,8 +148,6 @@ fn speaks_utf8() -> bool {
 /// What every way shares.
 struct Surgery {
     config: Arc<Config>,
-    judge: Judge,
-    proxy: Option<Arc<OutboundProxy>>,
     endpoint: Endpoint,
     deadline: Instant,
 }
@@ -156,15 +155,13 @@ struct Surgery {
 impl Surgery {
     fn new(config: Arc<Config>, deadline: Instant) -> Result<Self, String> {
         let settings = tls::outbound_config(&config.tls).map_err(|error| error.to_string())?;
-        let endpoint =
-            Endpoint::new(settings, config.outbound_proxy.as_ref()).map_err(|error| error.to_string())?;
-        Ok(Self {
-            judge: Judge::new(&config.tls).map_err(|error| error.to_string())?,
-            proxy: config.outbound_proxy.clone().map(Arc::new),
-            endpoint,
-            config,
-            deadline,
-        })
+        let limit = config.limits.connect_timeout;
+        let proxies = config.outbound_proxies.clone();
+        let connector = Arc::new(Connector::new(settings.clone(), proxies, limit));
+        // the way ends with the program
+        let endpoint = way::endpoint(settings, &connector, &CancellationToken::new())
+            .map_err(|error| error.to_string())?;
+        Ok(Self { endpoint, config, deadline })
     }
 
     /// All ways at once as far as they go without a token, then the tokens one after the other, then all sign-ins
@@ -300,7 +297,7 @@ impl Surgery {
     }
 
     fn route(&self, host: &str, port: u16, purpose: Purpose) -> Result<Route, String> {
-        Route::new(&self.judge, self.proxy.clone(), (host, port), purpose).map_err(|error| error.to_string())
+        Route::new(&self.config, (host, port), purpose).map_err(|error| error.to_string())
     }
 }
 

@@ -1,19 +1,17 @@
 //! The way to a host, step by step: name, outbound proxy, socket, TLS.
 
-use std::sync::Arc;
-
 use super::chain::{self, Chain};
 use super::report::{Branch, Said};
 use crate::clock;
-use crate::config::model::OutboundProxy;
+use crate::config::model::{Config, Purpose};
 use crate::explain::{Explain as _, Explanation};
 use crate::secret::Encrypted;
 use crate::stream::BoxIo;
-use crate::upstream::connector::{Connector, Purpose};
+use crate::upstream::connector::Connector;
 use crate::upstream::error::UpstreamError;
+use crate::upstream::proxy::Proxy;
 use crate::upstream::tls::TlsSetupError;
-use crate::upstream::tunnel;
-use crate::upstream::witness::{Judge, Witness};
+use crate::upstream::witness::{self, Witness};
 
 /// The steps of the way.
 pub const STEPS: [&str; 2] = ["name", "connection"];
@@ -40,14 +38,11 @@ impl Route {
     ///
     /// # Errors
     /// TLS settings that cannot be used.
-    pub fn new(
-        judge: &Judge,
-        proxy: Option<Arc<OutboundProxy>>,
-        (host, port): (&str, u16),
-        purpose: Purpose,
-    ) -> Result<Self, TlsSetupError> {
+    pub fn new(config: &Config, (host, port): (&str, u16), purpose: Purpose) -> Result<Self, TlsSetupError> {
         let witness = Witness::default();
-        let connector = Connector::new(Arc::new(judge.config(&witness)?), proxy);
+        let settings = witness::config(&config.tls, &witness)?;
+        let limit = config.limits.connect_timeout;
+        let connector = Connector::new(settings, config.outbound_proxies.clone(), limit);
         Ok(Self { connector, witness, host: host.to_owned(), port, purpose })
     }
 
@@ -65,7 +60,7 @@ impl Route {
     pub async fn walk(&self, branch: &mut Branch) -> Option<BoxIo> {
         let [name, connection] = STEPS;
         let proxy = self.proxy();
-        let (first, first_port) = proxy.map_or((self.host.as_str(), self.port), tunnel::proxy_address);
+        let (first, first_port) = proxy.map_or((self.host.as_str(), self.port), Proxy::address);
         let dialler = self.connector.dialler();
         branch
             .step(name, async {
@@ -84,13 +79,15 @@ impl Route {
             })
             .await?;
         let Some(proxy) = proxy else { return Some(Box::new(stream)) };
+        // the sign-in may take several connections, each with a socket of its own: this one has shown enough
+        drop(stream);
         branch
             .step(PROXY_STEP, async {
-                let through = self.connector.tunnel(Box::new(stream), proxy, &self.host, self.port).await;
+                let through = self.connector.connect(&self.host, self.port, self.purpose).await;
                 // what the proxy itself showed is not what the host shows
                 drop(self.witness.take());
                 let (host, port) = (&self.host, self.port);
-                let said = format!("{} opens the way to {host}:{port}", tunnel::proxy_name(proxy));
+                let said = format!("{} opens the way to {host}:{port}", proxy.name());
                 Ok((through.map_err(|error| story(&error))?, Said::new(said)))
             })
             .await
@@ -124,7 +121,7 @@ impl Route {
         chain::describe(&self.witness.take(), clock::wall())
     }
 
-    fn proxy(&self) -> Option<&OutboundProxy> {
+    fn proxy(&self) -> Option<&Proxy> {
         self.connector.proxy_for(&self.host, self.purpose)
     }
 }

@@ -230,6 +230,7 @@ impl Rig {
             warm_connections: 0,
             warm_connection_age: Duration::from_secs(45),
             login_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_mins(30),
             drain_timeout: Duration::from_secs(20),
             refusals_per_session: 3,
