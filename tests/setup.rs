@@ -54,7 +54,7 @@ async fn init_by_flags_writes_a_file_that_passes_check_and_never_overwrites_one(
     let names: Vec<&str> = config.listeners.iter().map(|listener| listener.name.as_str()).collect();
     assert_eq!(names, ["imap", "ews"]);
     assert!(config.listeners.iter().all(|one| one.listen.iter().all(|address| address.ip().is_loopback())));
-    assert!(config.outbound_proxy.unwrap().use_for.mail);
+    assert!(config.outbound_proxies[0].use_for.mail);
     assert_eq!(mailkey(&path, &["check"], "").await.code, Some(0));
 
     let before = std::fs::read_to_string(&path).unwrap();
@@ -66,7 +66,7 @@ async fn init_by_flags_writes_a_file_that_passes_check_and_never_overwrites_one(
     assert_eq!(told.code, Some(0), "{told:?}");
     let config = loaded(&path);
     assert_eq!(config.listeners.len(), 3);
-    assert!(config.outbound_proxy.is_none());
+    assert!(config.outbound_proxies.is_empty());
 }
 
 #[tokio::test]

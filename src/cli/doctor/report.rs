@@ -174,11 +174,15 @@ impl Branch {
             || "not reached".to_owned(),
             |line| format!("not reached, because of the step `{}`", line.step),
         );
-        for step in std::mem::take(&mut self.planned) {
-            if !self.lines.iter().any(|line| line.step == step) {
-                self.leave_out(&step, &why);
+        let planned = std::mem::take(&mut self.planned);
+        for step in &planned {
+            if !self.lines.iter().any(|line| line.step == *step) {
+                self.leave_out(step, &why);
             }
         }
+        // what was left out early stands where it was planned
+        let place = |line: &Line| planned.iter().position(|step| *step == line.step).unwrap_or(usize::MAX);
+        self.lines.sort_by_key(place);
     }
 }
 
@@ -380,14 +384,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_behind_a_failure_is_not_reached_and_the_verdict_counts_it() {
-        let mut branch = Branch::new("x".to_owned(), &["name", "tls"], clock::now() + STEP_LIMIT);
+        let mut branch = Branch::new("x".to_owned(), &["name", "tls", "token"], clock::now() + STEP_LIMIT);
+        branch.leave_out("token", "not asked");
         assert_eq!(branch.step("name", async { Err::<((), Said), _>(failing()) }).await, None);
         branch.finish();
         let report = Report { file: "f".to_owned(), user: None, branches: vec![branch], notes: Vec::new() };
         assert!(!report.is_well());
         let text = report.text(false);
-        assert!(text.contains("✗ name") && text.contains("– tls"), "{text}");
-        assert!(report.verdict().starts_with("1 of 2 steps failed, 1 not reached"), "{}", report.verdict());
+        let marks: Vec<&str> = text.lines().skip(1).filter(|line| !line.contains('→')).take(3).collect();
+        assert!(marks[0].contains("✗ name") && marks[1].contains("– tls"), "{text}");
+        assert!(marks[2].contains("– token") && marks[2].contains("not asked"), "{text}");
+        assert!(report.verdict().starts_with("1 of 3 steps failed, 2 not reached"), "{}", report.verdict());
         let plain = report.text(true);
         assert!(plain.is_ascii() && plain.contains("FAIL name") && plain.contains("-> find out"), "{plain}");
     }
