@@ -215,28 +215,10 @@ impl Session {
     async fn open(
         &self,
         login: &Login,
-        client: Counterpart<'_>,
-    ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
-        let limit = self.station.limits.login_timeout * 2 + self.station.limits.wait_for_session;
-        let deadline = clock::now() + limit;
-        timeout_at(deadline, self.open_by(login, client, deadline)).await.unwrap_or_else(|_| {
-            Err(Setback::from(Explanation {
-                code: "LOGIN-TIMEOUT".into(),
-                fault: Fault::Network,
-                what: format!("token and upstream sign-in took longer than {limit:?} together"),
-                remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be".to_owned(),
-                passes: Passes::ByItself(None),
-                refusal: Refusal::Unavailable { retry_after: None },
-            }))
-        })
-    }
-
-    async fn open_by(
-        &self,
-        login: &Login,
         mut client: Counterpart<'_>,
-        deadline: Instant,
     ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
+        let limit = self.station.limits.login_timeout * 2;
+        let deadline = clock::now() + limit;
         let (station, protocol) = (&self.station, self.station.listener.protocol);
         let user = login.credentials.user.as_str();
         let account = station.listener.account(user).ok_or_else(|| not_served(user))?;
@@ -246,12 +228,16 @@ impl Session {
         let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
         // the password is proven first: a stranger takes nobody's place
         let mut granted = station.tokens.token(&request).await?;
-        let until = clock::now() + station.limits.wait_for_session;
+        let asked_for_turn = clock::now();
+        let until = asked_for_turn + station.limits.wait_for_session;
         let pass = self.turn(&mailbox, until, &mut client).await?;
+        // a turn that was waited for takes nothing from what follows
+        let mut deadline = deadline + (clock::now() - asked_for_turn);
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
         let (mut again, mut patient) = (true, true);
         loop {
-            match self.knock(login, account, server, &mailbox, &granted).await {
+            let knock = self.knock(login, account, server, &mailbox, &granted);
+            match timeout_at(deadline, knock).await.map_err(|_| slow(limit))? {
                 Ok(Admitted { io, rest, welcome, connection }) => {
                     station.remember(welcome.offer.clone());
                     if let Some(warm) = &station.warm {
@@ -286,9 +272,13 @@ impl Session {
                     // this login is one of them, once: somebody else may have had the mailbox' sessions
                     if self.heed(&mailbox, &story) && patient {
                         patient = false;
+                        let sat_down = clock::now();
                         let wait = self.sit_out(&mailbox, until);
                         match self.attended(&mailbox, &mut client, wait).await {
-                            Ok(()) => continue,
+                            Ok(()) => {
+                                deadline += clock::now() - sat_down;
+                                continue;
+                            }
                             Err(Setback::Refused(_)) => {}
                             Err(gone) => return Err(gone),
                         }
@@ -595,6 +585,18 @@ fn context<'a>(account: &'a Account, user: &'a str) -> Context<'a> {
         application: &application.client_id,
         directory: &application.endpoints.authority,
         grant: application.grants.first().map_or("", |grant| grant.as_str()),
+    }
+}
+
+fn slow(limit: Duration) -> Explanation {
+    Explanation {
+        code: "LOGIN-TIMEOUT".into(),
+        fault: Fault::Network,
+        what: format!("token and upstream sign-in took longer than {limit:?} together"),
+        remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be"
+            .to_owned(),
+        passes: Passes::ByItself(None),
+        refusal: Refusal::Unavailable { retry_after: None },
     }
 }
 
