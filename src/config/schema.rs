@@ -160,7 +160,7 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         ("tls", "client-certificate-file") => {
             (text(), "shown to proxies and upstreams that ask for one, PEM")
         }
-        ("tls", "client-key-file") => (text(), "its key, PEM"),
+        ("tls", "client-key-file") => (text(), "the key of the client certificate, PEM"),
         ("tls", "minimum-version") => {
             (json!({"enum": ["1.2", "1.3", 1.2, 1.3]}), "the lowest TLS version, both ways")
         }

@@ -161,7 +161,7 @@ impl Surgery {
         // the way ends with the program
         let endpoint = way::endpoint(settings, &connector, &CancellationToken::new())
             .map_err(|error| error.to_string())?;
-        Ok(Self { endpoint, config, deadline })
+        Ok(Self { config, endpoint, deadline })
     }
 
     /// All ways at once as far as they go without a token, then the tokens one after the other, then all sign-ins
