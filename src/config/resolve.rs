@@ -859,6 +859,26 @@ impl Dealing<'_> {
         accounts
     }
 
+    /// Over EWS a token of the application is used in another way than a user's.
+    fn remark_on_impersonation(&self, entry: &Entry, application: &Application, listener: &str) {
+        if application.is_app_only() {
+            return;
+        }
+        if application.grants.iter().any(|grant| grant.is_app_only()) {
+            self.reader.remark(
+                entry.user.at,
+                format!("this account is not served by `{listener}`: its grants give now a user's token, now the application's own"),
+                "set one `grant` for the account, or in the `oauth` section of the EWS listener",
+            );
+        } else if !entry.ews_mailboxes.is_empty() {
+            self.reader.remark(
+                entry.user.at,
+                format!("`ews-mailboxes` has no meaning for this account at `{listener}`: its token is the user's, and Exchange decides"),
+                "remove it, or set `grant: client-credentials`",
+            );
+        }
+    }
+
     /// The account that the devices of a listener use: as for everybody, but nobody asks them for a password.
     fn fixed_account(&self, draft: &Draft, accounts: &[Arc<Account>]) -> Option<FixedAccount> {
         let user = draft.fixed_account.as_ref()?;
@@ -892,25 +912,6 @@ impl Dealing<'_> {
                     "remove it, or name the account in the `fixed-account` of a listener",
                 );
             }
-        }
-    }
-
-    /// Over EWS a token of the application is used in another way than a user's.
-    fn remark_on_impersonation(&self, entry: &Entry, application: &Application, listener: &str) {
-        let app_only = application.is_app_only();
-        if !app_only && application.grants.iter().any(|grant| grant.is_app_only()) {
-            self.reader.remark(
-                entry.user.at,
-                format!("this account is not served by `{listener}`: its grants give now a user's token, now the application's own"),
-                "set one `grant` for the account, or in the `oauth` section of the EWS listener",
-            );
-        }
-        if !app_only && !entry.ews_mailboxes.is_empty() {
-            self.reader.remark(
-                entry.user.at,
-                format!("`ews-mailboxes` has no meaning for this account at `{listener}`: its token is the user's, and Exchange decides"),
-                "remove it, or set `grant: client-credentials`",
-            );
         }
     }
 
