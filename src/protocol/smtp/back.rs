@@ -37,6 +37,13 @@ pub const MAX_REPLY_LINES: usize = 100;
 /// cuts commands at 2,048 octets (`line_length_limit`), and SASL responses at 12,288.
 pub const MAX_AUTH_LINE: usize = 512;
 
+/// The same at Microsoft, whose page shows the token on the command's line: RFC 4954 §4.5's limit. One round trip
+/// is spared.
+pub const MAX_AUTH_LINE_AT_MICROSOFT: usize = 12_288;
+
+/// Where that holds: Microsoft's submission hosts in all clouds.
+const MICROSOFT: [&str; 4] = [".office365.com", ".office365.us", ".outlook.com", ".partner.outlook.cn"];
+
 /// What of a reply is kept for the log, in characters.
 const MAX_REPLY_TEXT: usize = 500;
 
@@ -299,7 +306,10 @@ impl SmtpBack {
         let Some(proof) = &self.proof else { return self.not_encrypted() };
         let message = sasl::bearer(&sign_in, proof);
         let in_one_line = "AUTH ".len() + mechanism.len() + " ".len() + message.len() + "\r\n".len();
-        if in_one_line > MAX_AUTH_LINE {
+        let is_microsofts =
+            MICROSOFT.iter().any(|domain| sign_in.host.to_ascii_lowercase().ends_with(domain));
+        let limit = if is_microsofts { MAX_AUTH_LINE_AT_MICROSOFT } else { MAX_AUTH_LINE };
+        if in_one_line > limit {
             self.say(&format!("AUTH {mechanism}"));
             return State::Announced(sign_in, offer);
         }
