@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -236,6 +237,7 @@ impl App {
                     metrics: Arc::clone(&self.metrics),
                     host_name: host_name(),
                     draining: self.draining.clone(),
+                    wants_oauthbearer: AtomicBool::new(false),
                     listener,
                 });
                 station.keep_up();

@@ -117,6 +117,7 @@ fn account(text: &mut String, listener: &Listener, account: &Account) {
     let sasl = match application.sasl {
         Sasl::Xoauth2 => "XOAUTH2",
         Sasl::OauthBearer => "OAUTHBEARER",
+        Sasl::Auto => "XOAUTH2 or OAUTHBEARER, as upstream offers",
     };
     add(text, format_args!("    {}", account.user.as_str()));
     add(text, format_args!("      grant      {grants}, at {}", application.endpoints.authority));

@@ -515,6 +515,8 @@ pub enum Sasl {
     Xoauth2,
     /// RFC 7628.
     OauthBearer,
+    /// XOAUTH2, or OAUTHBEARER where upstream offers that alone.
+    Auto,
 }
 
 /// The corporate proxy.

@@ -161,7 +161,9 @@ impl OAuth {
         oauth.sasl = section
             .get("sasl")
             .and_then(|node| {
-                reader.one_of(node, &[("xoauth2", Sasl::Xoauth2), ("oauthbearer", Sasl::OauthBearer)])
+                let known =
+                    [("xoauth2", Sasl::Xoauth2), ("oauthbearer", Sasl::OauthBearer), ("auto", Sasl::Auto)];
+                reader.one_of(node, &known)
             })
             .map(|sasl| sasl.value);
         oauth.offline_access = section.get("offline-access").and_then(|node| reader.flag(node));
@@ -247,6 +249,10 @@ impl OAuth {
         };
         let scope = this.scope(reader, section, &grants);
         let client_id = this.client_id(reader, section, &grants)?;
+        let sasl = this.sasl.unwrap_or(match this.provider() {
+            Provider::Custom => Sasl::Auto,
+            Provider::Office365 | Provider::Google => Sasl::Xoauth2,
+        });
         Some(Application {
             endpoints: endpoints?,
             client_id,
@@ -255,7 +261,7 @@ impl OAuth {
             resource: this.cloud.map_or(Cloud::Global, |cloud| cloud.value).resource().to_owned(),
             grants,
             offline_access: this.offline_access.unwrap_or(true),
-            sasl: this.sasl.unwrap_or(Sasl::Xoauth2),
+            sasl,
         })
     }
 

@@ -88,6 +88,12 @@ fn listener(key: &str) -> Option<(Value, &'static str)> {
             (duration(), "SMTP: closed, between messages, this long before the token ends")
         }
         "allow-from" => (one_or_more(&text()), "addresses and networks that may connect"),
+        "proxy-protocol-from" => {
+            (one_or_more(&text()), "load balancers that say by PROXY protocol who connects")
+        }
+        "envelope-sender" => {
+            (choice(&["keep", "mailbox"]), "with `fixed-account`: whose name the envelope carries")
+        }
         "fixed-account" => (text(), "who sends where the client cannot sign in at all"),
         "public-url" => (text(), "EWS: how mail clients reach the listener, for autodiscover"),
         "activesync" => (flag(), "EWS: whether ActiveSync is served too"),
@@ -99,11 +105,13 @@ fn listener(key: &str) -> Option<(Value, &'static str)> {
 fn account(key: &str) -> Option<(Value, &'static str)> {
     Some(match key {
         "user" => (text(), "the name that the client signs in with; `*` is any characters"),
+        "login" => (text(), "who it is for the identity provider"),
         "mailbox" => (text(), "who it is upstream"),
         "mailbox-smtp" => (text(), "who it is upstream for sending"),
         "ews-mailboxes" => {
             (one_or_more(&text()), "other mailboxes that it may open over EWS as the application")
         }
+        "password" | "password-file" => (text(), "for `fixed-account` with `grant: password` alone"),
         "password-hash" => (one_or_more(&text()), "made by `mailkey hash-password`"),
         "password-hash-file" => (text(), "a file with such hashes, one a line"),
         _ => return None,
@@ -132,7 +140,7 @@ fn oauth(key: &str) -> Option<(Value, &'static str)> {
         "token-url" => (text(), "only for `provider: custom`: RFC 6749, section 3.2"),
         "authorize-url" => (text(), "only for `provider: custom`: RFC 6749, section 3.1"),
         "device-url" => (text(), "only for `provider: custom`: RFC 8628, section 3.1"),
-        "sasl" => (choice(&["xoauth2", "oauthbearer"]), "how the token is presented"),
+        "sasl" => (choice(&["xoauth2", "oauthbearer", "auto"]), "how the token is presented"),
         "offline-access" => (flag(), "whether to ask for a refresh token, where one serves"),
         _ => return None,
     })

@@ -1,8 +1,8 @@
-//! Which dialogue is spoken with which upstream.
+//! Which dialogue is spoken with which upstream, and how the token is presented there.
 
-use crate::config::model::{BackTls, MailServer, Protocol};
+use crate::config::model::{BackTls, MailServer, Protocol, Sasl};
 use crate::protocol::imap::back::ImapBack;
-use crate::protocol::machine::{Back, Errand};
+use crate::protocol::machine::{Back, Errand, SaslMechanism};
 use crate::protocol::pop3::back::Pop3Back;
 use crate::protocol::smtp::back::SmtpBack;
 
@@ -19,5 +19,13 @@ pub fn back(protocol: Protocol, server: &MailServer, errand: Errand) -> Box<dyn 
         (Protocol::Pop3, BackTls::StartTls) => Box::new(Pop3Back::with_starttls(errand)),
         (Protocol::Smtp, BackTls::Implicit) => Box::new(SmtpBack::new(errand)),
         (Protocol::Smtp, BackTls::StartTls) => Box::new(SmtpBack::with_starttls(errand)),
+    }
+}
+
+/// How the token is presented. `other` is known where upstream did not take the first choice of `auto`.
+pub fn mechanism(sasl: Sasl, other: bool) -> SaslMechanism {
+    match (sasl, other) {
+        (Sasl::Xoauth2, _) | (Sasl::Auto, false) => SaslMechanism::Xoauth2,
+        (Sasl::OauthBearer, _) | (Sasl::Auto, true) => SaslMechanism::OauthBearer,
     }
 }

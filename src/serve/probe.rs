@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use super::dialogue::back;
+use super::dialogue::{back, mechanism};
 use super::drive::{self, BackFailure};
 
 use super::verdict;
-use crate::config::model::{Account, MailServer, Protocol, Sasl};
+use crate::config::model::{Account, MailServer, Protocol};
 use crate::explain::{Explanation, one_line};
-use crate::protocol::machine::{Errand, SaslMechanism, SignIn};
+use crate::protocol::machine::{BackError, Errand, SignIn};
 use crate::secret::{AccessToken, Encrypted};
 use crate::stream::BoxIo;
 use crate::token::catalogue::{self, Context};
@@ -82,15 +82,12 @@ impl<'a> Probe<'a> {
         let sign_in = SignIn {
             mailbox: mailbox.to_owned(),
             token: token.clone(),
-            mechanism: match account.application.sasl {
-                Sasl::Xoauth2 => SaslMechanism::Xoauth2,
-                Sasl::OauthBearer => SaslMechanism::OauthBearer,
-            },
+            mechanism: mechanism(account.application.sasl, false),
             client_name: OUR_NAME.to_owned(),
             host: self.server.host.clone(),
             port: self.server.port,
         };
-        let signed_in = async {
+        let knock = async |sign_in: SignIn| {
             let (mut io, proof) = self.connector.open(self.server).await.map_err(BackFailure::Broke)?;
             let mut dialogue = back(self.protocol, self.server, Errand::SignIn(sign_in));
             if let Some(proof) = proof {
@@ -99,7 +96,14 @@ impl<'a> Probe<'a> {
             let welcome = drive::back(&mut *dialogue, &mut io, self.connector, self.server).await?;
             Ok(Opened { probe: *self, io, rest: dialogue.into_rest(), reply: welcome.reply })
         };
-        signed_in.await.map_err(|failure| verdict::explain(&failure, self.protocol, self.server, context))
+        let mut signed_in = knock(sign_in.clone()).await;
+        if let Err(BackFailure::Said(BackError::NoMechanism { .. })) = signed_in {
+            let other = mechanism(account.application.sasl, true);
+            if other != sign_in.mechanism {
+                signed_in = knock(SignIn { mechanism: other, ..sign_in }).await;
+            }
+        }
+        signed_in.map_err(|failure| verdict::explain(&failure, self.protocol, self.server, context))
     }
 }
 

@@ -22,7 +22,7 @@ use super::warm::Ready;
 use crate::clock;
 use crate::config::model::{Account, EnvelopeSender, FrontTls, MailServer, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal, one_line};
-use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SaslMechanism, SignIn, Welcome};
+use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SignIn, Welcome};
 use crate::seats::Seat;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
@@ -282,6 +282,9 @@ impl Session {
                     };
                     return Ok((io, rest, opened));
                 }
+                Err(BackFailure::Said(BackError::NoMechanism { .. }))
+                    if account.application.sasl == Sasl::Auto
+                        && !station.wants_oauthbearer.swap(true, Ordering::Relaxed) => {}
                 Err(BackFailure::Said(BackError::Refused { reply, .. }))
                     if again && station.tokens.refused_upstream(&request, &granted.token) =>
                 {
@@ -432,10 +435,10 @@ impl Session {
         let sign_in = SignIn {
             mailbox: mailbox.to_owned(),
             token: granted.token.clone(),
-            mechanism: match account.application.sasl {
-                Sasl::Xoauth2 => SaslMechanism::Xoauth2,
-                Sasl::OauthBearer => SaslMechanism::OauthBearer,
-            },
+            mechanism: dialogue::mechanism(
+                account.application.sasl,
+                self.station.wants_oauthbearer.load(Ordering::Relaxed),
+            ),
             client_name: login.client_name.clone().unwrap_or_else(|| self.station.host_name.clone()),
             host: server.host.clone(),
             port: server.port,

@@ -1,6 +1,7 @@
 //! Where the sessions of one listener find everything they need.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -56,6 +57,8 @@ pub struct Station {
     pub host_name: String,
     /// The proxy wants to stop.
     pub draining: CancellationToken,
+    /// Upstream did not take XOAUTH2 where `sasl: auto` began with it.
+    pub wants_oauthbearer: AtomicBool,
     /// What is promised before a login.
     pub offer: Shown,
 }
