@@ -21,6 +21,7 @@ use crate::live::Live;
 use crate::seats::Seats;
 use crate::serve::hold::Holds;
 use crate::serve::listener::{Door, Visit, bind};
+use crate::serve::offer::Shown;
 use crate::serve::session;
 use crate::serve::station::Station;
 use crate::serve::tls as front_tls;
@@ -206,6 +207,7 @@ impl App {
                 metrics: Arc::clone(&self.metrics),
                 tracker: self.sessions.clone(),
                 closing: self.draining.clone(),
+                header_limit: self.config.limits.login_timeout,
             };
             if listener.protocol == Protocol::Ews {
                 let visitors = Arc::new(EwsVisitors {
@@ -222,7 +224,7 @@ impl App {
             let known = stations.iter().find(|station| Arc::ptr_eq(&station.listener, &listener));
             let station = known.cloned().unwrap_or_else(|| {
                 let station = Arc::new(Station {
-                    offer: Station::first_offer(listener.protocol),
+                    offer: Shown::new(listener.protocol),
                     tokens: Arc::clone(&self.broker) as Arc<dyn Tokens>,
                     connector: Arc::clone(connector),
                     acceptor: acceptor.cloned(),
@@ -236,8 +238,7 @@ impl App {
                     draining: self.draining.clone(),
                     listener,
                 });
-                let learner = Arc::clone(&station);
-                tokio::spawn(async move { learner.learn().await });
+                station.keep_up();
                 stations.push(Arc::clone(&station));
                 station
             });
@@ -336,7 +337,10 @@ impl EwsVisitors {
             None => Ok(Box::new(io)),
             Some(acceptor) => match timeout(self.limit, acceptor.accept(io)).await {
                 Ok(Ok(io)) => Ok(Box::new(io)),
-                Ok(Err(error)) => Err(error.to_string()),
+                Ok(Err(error)) => {
+                    front_tls::report(&error, name, peer);
+                    Err(error.to_string())
+                }
                 Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
             },
         };

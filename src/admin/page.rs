@@ -101,7 +101,10 @@ fn listeners(out: &mut String, listeners: &[ListenerStatus]) -> fmt::Result {
         row(out, &listener.name)?;
         cell(out, &listener.protocol)?;
         cell(out, &listener.addresses.join(", "))?;
-        cell(out, &listener.upstream)?;
+        match &listener.note {
+            Some(note) => cell(out, &format!("{} ({note})", listener.upstream))?,
+            None => cell(out, &listener.upstream)?,
+        }
         cell(out, &listener.sessions.to_string())?;
         out.push_str("</tr>\n");
     }
@@ -236,6 +239,7 @@ mod tests {
         status.outbound_proxy = Some(evil.to_owned());
         status.version = evil.to_owned();
         for listener in &mut status.listeners {
+            listener.note = Some("<b>".to_owned());
             for field in [&mut listener.name, &mut listener.protocol, &mut listener.upstream] {
                 evil.clone_into(field);
             }
@@ -251,6 +255,7 @@ mod tests {
             }
         }
         let page = html(&status, false).body;
+        assert!(page.contains(" (&lt;b&gt;)") && !page.contains("<b>"));
         assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
         let escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\u{fffd}\u{fffd}";
         // 2 facts, 4 cells of a listener, 3 cells and 3 parts of the failure of an account

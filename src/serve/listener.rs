@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::proxied::{HeaderError, real_peer};
 use crate::config::model::Listener;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::upstream::dial;
@@ -63,15 +65,18 @@ pub struct Door {
     pub tracker: TaskTracker,
     /// Ends accepting.
     pub closing: CancellationToken,
+    /// For a load balancer's PROXY header.
+    pub header_limit: Duration,
 }
 
 impl Door {
     /// Accepts until told to stop; each visit is served in a task of its own.
     pub async fn keep<F, S>(self, socket: TcpListener, serve: F)
     where
-        F: Fn(Visit) -> S,
+        F: Fn(Visit) -> S + Send + Sync + 'static,
         S: Future<Output = ()> + Send + 'static,
     {
+        let serve = Arc::new(serve);
         let label = ListenerLabel { listener: self.listener.name.clone() };
         let accepted = self.metrics.connections.get_or_create_owned(&label);
         let mut failing = false;
@@ -85,7 +90,14 @@ impl Door {
                 Ok((io, peer)) => {
                     failing = false;
                     accepted.inc();
-                    if self.may_enter(peer) {
+                    if contains(&self.listener.proxy_protocol_from, peer) {
+                        let (door, serve) = (self.clone(), Arc::clone(&serve));
+                        self.tracker.spawn(async move {
+                            if let Some(visit) = door.introduced(io, peer).await {
+                                serve(visit).await;
+                            }
+                        });
+                    } else if self.may_enter(peer) {
                         dial::prepare(&io);
                         let place = Arc::clone(&self.places).try_acquire_owned().ok();
                         self.tracker.spawn(serve(Visit { io, peer, place }));
@@ -103,13 +115,42 @@ impl Door {
         }
     }
 
+    /// Who is behind a load balancer: its header comes before anything else, and `allow-from` is about him.
+    async fn introduced(&self, mut io: TcpStream, balancer: SocketAddr) -> Option<Visit> {
+        dial::prepare(&io);
+        // held while the header is waited for: it is a connection like any other
+        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+        let header = self.closing.run_until_cancelled(timeout(self.header_limit, real_peer(&mut io))).await?;
+        let why = match header {
+            Ok(Ok(peer)) => {
+                let peer = peer.unwrap_or(balancer);
+                return self.may_enter(peer).then_some(Visit { io, peer, place });
+            }
+            // a look whether somebody listens: no word about it, they come every few seconds
+            Ok(Err(HeaderError::Broken(_))) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no PROXY header within `login-timeout`".to_owned(),
+        };
+        tracing::warn!(
+            listener = self.listener.name,
+            peer = %balancer,
+            remedy = "switch the PROXY protocol on at the load balancer, or take it out of `proxy-protocol-from`",
+            "turned away: {why}"
+        );
+        None
+    }
+
     fn may_enter(&self, peer: SocketAddr) -> bool {
         let allowed = &self.listener.allow_from;
-        let address = peer.ip().to_canonical();
-        let may = allowed.is_empty() || allowed.iter().any(|net| net.contains(&address));
+        let may = allowed.is_empty() || contains(allowed, peer);
         if !may {
             tracing::warn!(listener = self.listener.name, %peer, "turned away: not in `allow-from`");
         }
         may
     }
+}
+
+fn contains(nets: &[IpNet], peer: SocketAddr) -> bool {
+    let address = peer.ip().to_canonical();
+    nets.iter().any(|net| net.contains(&address))
 }

@@ -12,14 +12,16 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
-use super::relay::{Ended, Rules, relay};
+use super::relay::{Ended, Rules, Standing, relay};
+use super::sender::FixedSender;
 use super::station::Station;
+use super::tls;
 use super::turnstile::{Crowded, Pass};
 use super::verdict;
 use super::warm::Ready;
 use crate::clock;
-use crate::config::model::{Account, FrontTls, MailServer, Sasl};
-use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
+use crate::config::model::{Account, EnvelopeSender, FrontTls, MailServer, Sasl};
+use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal, one_line};
 use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SaslMechanism, SignIn, Welcome};
 use crate::seats::Seat;
 use crate::stream::BoxIo;
@@ -30,6 +32,9 @@ use crate::token::request::{Granted, Origin, TokenRequest};
 /// How long a goodbye may take to be sent.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How much of a sender is logged, in characters.
+const MAX_SHOWN: usize = 320;
+
 /// Numbers sessions, so that their lines can be found together.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -38,6 +43,7 @@ pub async fn serve(station: Arc<Station>, visit: Visit) {
     let label = ListenerLabel { listener: station.listener.name.clone() };
     let alive = station.metrics.sessions.get_or_create_owned(&label);
     alive.inc();
+    station.keep_up();
     let mut session = Session {
         id: SESSIONS.fetch_add(1, Ordering::Relaxed),
         peer: visit.peer,
@@ -151,7 +157,10 @@ impl Session {
                 Ok(Ok(Heard::Left)) => {
                     return Outcome::Over("the mail client left before a login".to_owned());
                 }
-                Ok(Err(error)) => return Outcome::Over(error.to_string()),
+                Ok(Err(error)) => {
+                    tls::report(&error.source, &station.listener.name, self.peer);
+                    return Outcome::Over(error.to_string());
+                }
                 Err(_) => {
                     self.goodbye(front, io, HangUp::TimedOut).await;
                     return Outcome::Over("no login within `login-timeout`".to_owned());
@@ -164,10 +173,11 @@ impl Session {
                     if let Err(error) = drive::say(&mut *front, &mut io).await {
                         return Outcome::Over(format!("{error}, just as it was let in"));
                     }
+                    let (io, to_back) = self.fix_sender(io, front.into_rest(), &login, &opened.mailbox);
                     return Outcome::SignedIn(Box::new(SignedIn {
                         front: io,
                         back,
-                        to_back: front.into_rest(),
+                        to_back,
                         to_front,
                         user: login.credentials.user,
                         mechanism: login.mechanism,
@@ -191,6 +201,16 @@ impl Session {
         }
     }
 
+    /// Where a device's sender is not its own to choose, its socket goes through [`FixedSender`].
+    fn fix_sender(&self, io: BoxIo, rest: Vec<u8>, login: &Login, mailbox: &str) -> (BoxIo, Vec<u8>) {
+        match &self.station.listener.fixed_account {
+            Some(fixed) if login.by_address && fixed.envelope_sender == EnvelopeSender::Mailbox => {
+                (Box::new(FixedSender::new(io, mailbox.to_owned(), rest)), Vec::new())
+            }
+            _ => (io, rest),
+        }
+    }
+
     async fn start_tls(&self, io: BoxIo, deadline: Instant) -> Result<BoxIo, String> {
         if self.station.listener.tls != FrontTls::Implicit {
             return Ok(io);
@@ -200,7 +220,10 @@ impl Session {
         };
         match timeout_at(deadline, acceptor.accept(io)).await {
             Ok(Ok(io)) => Ok(Box::new(io)),
-            Ok(Err(error)) => Err(format!("TLS with the mail client failed: {error}")),
+            Ok(Err(error)) => {
+                tls::report(&error, &self.station.listener.name, self.peer);
+                Err(format!("TLS with the mail client failed: {error}"))
+            }
             Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
         }
     }
@@ -215,45 +238,35 @@ impl Session {
     async fn open(
         &self,
         login: &Login,
-        client: Counterpart<'_>,
-    ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
-        let limit = self.station.limits.login_timeout * 2 + self.station.limits.wait_for_session;
-        let deadline = clock::now() + limit;
-        timeout_at(deadline, self.open_by(login, client, deadline)).await.unwrap_or_else(|_| {
-            Err(Setback::from(Explanation {
-                code: "LOGIN-TIMEOUT".into(),
-                fault: Fault::Network,
-                what: format!("token and upstream sign-in took longer than {limit:?} together"),
-                remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be".to_owned(),
-                passes: Passes::ByItself(None),
-                refusal: Refusal::Unavailable { retry_after: None },
-            }))
-        })
-    }
-
-    async fn open_by(
-        &self,
-        login: &Login,
         mut client: Counterpart<'_>,
-        deadline: Instant,
     ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
+        let limit = self.station.limits.login_timeout * 2;
+        let deadline = clock::now() + limit;
         let (station, protocol) = (&self.station, self.station.listener.protocol);
         let user = login.credentials.user.as_str();
-        let account = station.listener.account(user).ok_or_else(|| not_served(user))?;
+        let fixed = station.listener.fixed_account.as_ref().filter(|_| login.by_address);
+        let account = fixed.map(|fixed| &fixed.account).or_else(|| station.listener.account(user));
+        let account = account.ok_or_else(|| not_served(user))?;
         let server = station.server().ok_or_else(|| not_served(user))?;
         let mailbox = account.mailbox_for(user, protocol);
         let credentials = &login.credentials;
         let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
         // the password is proven first: a stranger takes nobody's place
         let mut granted = station.tokens.token(&request).await?;
-        let until = clock::now() + station.limits.wait_for_session;
+        let asked_for_turn = clock::now();
+        let until = asked_for_turn + station.limits.wait_for_session;
         let pass = self.turn(&mailbox, until, &mut client).await?;
+        // a turn that was waited for takes nothing from what follows
+        let mut deadline = deadline + (clock::now() - asked_for_turn);
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
         let (mut again, mut patient) = (true, true);
         loop {
-            match self.knock(login, account, server, &mailbox, &granted).await {
+            let knock = self.knock(login, account, server, &mailbox, &granted);
+            match timeout_at(deadline, knock).await.map_err(|_| slow(limit))? {
                 Ok(Admitted { io, rest, welcome, connection }) => {
-                    station.remember(welcome.offer.clone());
+                    if let Some(offer) = &welcome.offer {
+                        station.offer.signed_in(offer);
+                    }
                     if let Some(warm) = &station.warm {
                         warm.logged_in(login.client_name.as_deref());
                     }
@@ -286,9 +299,13 @@ impl Session {
                     // this login is one of them, once: somebody else may have had the mailbox' sessions
                     if self.heed(&mailbox, &story) && patient {
                         patient = false;
+                        let sat_down = clock::now();
                         let wait = self.sit_out(&mailbox, until);
                         match self.attended(&mailbox, &mut client, wait).await {
-                            Ok(()) => continue,
+                            Ok(()) => {
+                                deadline += clock::now() - sat_down;
+                                continue;
+                            }
                             Err(Setback::Refused(_)) => {}
                             Err(gone) => return Err(gone),
                         }
@@ -516,13 +533,26 @@ impl Session {
             ended = ended.how.words(),
             "session ended"
         );
-        if !ended.clean {
-            tracing::warn!(
-                session = self.id,
-                user,
-                "the session ended inside a message, or before its final answer: the mail client has to send it again"
-            );
-        }
+        self.unfinished(user, ended);
+    }
+
+    /// A message that was under way: whoever looks for it finds its envelope.
+    fn unfinished(&self, user: &str, ended: &Ended) {
+        let (Some(standing), Some(message)) = (ended.standing, &ended.unfinished) else { return };
+        let words = match standing {
+            Standing::Between => return,
+            Standing::Inside => "the session ended inside a message: it was not sent",
+            Standing::Awaiting => {
+                "the final answer to a message is lost: it may have been sent, and the mail client may send it again"
+            }
+        };
+        tracing::warn!(
+            session = self.id,
+            user,
+            sender = one_line(&message.sender, MAX_SHOWN),
+            recipients = message.recipients,
+            "{words}"
+        );
     }
 
     /// How long it has lasted, in milliseconds.
@@ -595,6 +625,18 @@ fn context<'a>(account: &'a Account, user: &'a str) -> Context<'a> {
         application: &application.client_id,
         directory: &application.endpoints.authority,
         grant: application.grants.first().map_or("", |grant| grant.as_str()),
+    }
+}
+
+fn slow(limit: Duration) -> Explanation {
+    Explanation {
+        code: "LOGIN-TIMEOUT".into(),
+        fault: Fault::Network,
+        what: format!("token and upstream sign-in took longer than {limit:?} together"),
+        remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be"
+            .to_owned(),
+        passes: Passes::ByItself(None),
+        refusal: Refusal::Unavailable { retry_after: None },
     }
 }
 

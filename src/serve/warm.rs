@@ -327,6 +327,7 @@ async fn dismiss(mut ready: Ready) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::BackTls;
 
     fn wanted(seconds_ago: &[u64]) -> usize {
         let now = clock::now() + Duration::from_hours(1);
@@ -357,5 +358,72 @@ mod tests {
     #[test]
     fn as_many_as_came_at_once() {
         assert_eq!(wanted(&[100, 60, 60, 60, 30, 30, 0]), 3);
+    }
+
+    /// A store with one connection parked, and upstream's end of that connection.
+    async fn one_parked() -> (Arc<WarmConnections>, tokio::io::DuplexStream) {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let server = MailServer { host: "localhost".to_owned(), port: 995, tls: BackTls::Implicit };
+        let warm = WarmConnections::new(WarmSettings {
+            protocol: Protocol::Pop3,
+            server: server.clone(),
+            connector: Arc::new(Connector::new(tls, Vec::new(), Duration::from_secs(30))),
+            most: 1,
+            max_age: Duration::from_secs(45),
+            host_name: "mailkey.example".to_owned(),
+            metrics: Arc::default(),
+            tracker: TaskTracker::new(),
+            draining: CancellationToken::new(),
+        });
+        let (near, far) = tokio::io::duplex(1000);
+        let errand = Errand::Wait { client_name: "mailkey.example".to_owned() };
+        let mut dialogue = dialogue::back(Protocol::Pop3, &server, errand);
+        dialogue.secured(crate::secret::Encrypted::pretend());
+        dialogue.feed(b"+OK ready\r\n");
+        drop(dialogue.step());
+        assert!(dialogue.waits());
+        let (ask, asked) = oneshot::channel();
+        warm.state().parked.push_back(ask);
+        let store = Arc::clone(&warm);
+        tokio::spawn(
+            async move { store.park(Ready { io: Box::new(near), dialogue }, asked, clock::now()).await },
+        );
+        tokio::task::yield_now().await;
+        (warm, far)
+    }
+
+    #[tokio::test]
+    async fn a_parked_connection_is_given_once() {
+        let (warm, _far) = one_parked().await;
+        assert!(warm.take().await.is_some());
+        assert!(warm.take().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_upstream_closed_is_given_to_nobody() {
+        let (warm, far) = one_parked().await;
+        drop(far);
+        assert!(warm.take().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_upstream_spoke_on_is_given_to_nobody() {
+        let (warm, mut far) = one_parked().await;
+        far.write_all(b"+OK\r\n").await.unwrap();
+        assert!(warm.take().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_takes_in_time_is_said_goodbye_to() {
+        let (warm, mut far) = one_parked().await;
+        let mut said = String::new();
+        far.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "QUIT\r\n");
+        assert_eq!(warm.parked(), 0);
     }
 }
