@@ -352,6 +352,14 @@ impl Template {
         Ok(Self(pieces))
     }
 
+    /// The name itself, where it takes nothing from the pattern.
+    pub fn fixed(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [Piece::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
     /// The name, with the captures put in.
     pub fn fill(&self, captures: &[String]) -> String {
         let pieces = self.0.iter().map(|piece| match piece {

@@ -21,7 +21,7 @@ use super::raw::{Kind, Node, Place};
 use super::read::{At, Reader, Section, is_harmless, is_loopback, shown};
 use crate::secret::{MAX_USER, Secret};
 
-const TOP_KEYS: [&str; 11] = [
+pub(super) const TOP_KEYS: [&str; 11] = [
     "oauth",
     "listeners",
     "accounts",
@@ -35,7 +35,7 @@ const TOP_KEYS: [&str; 11] = [
     "log",
 ];
 
-const LISTENER_KEYS: [&str; 15] = [
+pub(super) const LISTENER_KEYS: [&str; 15] = [
     "name",
     "protocol",
     "listen",
@@ -53,7 +53,7 @@ const LISTENER_KEYS: [&str; 15] = [
     "oauth",
 ];
 
-const ACCOUNT_KEYS: [&str; 9] = [
+pub(super) const ACCOUNT_KEYS: [&str; 9] = [
     "user",
     "login",
     "mailbox",
@@ -64,7 +64,7 @@ const ACCOUNT_KEYS: [&str; 9] = [
     "password-hash",
     "password-hash-file",
 ];
-const TLS_KEYS: [&str; 7] = [
+pub(super) const TLS_KEYS: [&str; 7] = [
     "certificate-file",
     "key-file",
     "extra-roots-file",
@@ -73,10 +73,11 @@ const TLS_KEYS: [&str; 7] = [
     "client-certificate-file",
     "client-key-file",
 ];
-const TOKEN_KEYS: [&str; 6] =
+pub(super) const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
-const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 13] = [
+pub(super) const GUARD_KEYS: [&str; 4] =
+    ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
+pub(super) const LIMIT_KEYS: [&str; 13] = [
     "sessions",
     "sessions-per-user",
     "smtp-sessions-per-mailbox",
@@ -92,6 +93,9 @@ const LIMIT_KEYS: [&str; 13] = [
     "refusals-per-session",
 ];
 
+pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
+pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
+
 /// How long Exchange waits for a login.
 const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -105,8 +109,7 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
     const ADDRESSES: [&str; 7] =
         ["user", "login", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
-    const OTHER: [&str; 3] = ["listen", "level", "format"];
-    let known: [&[&str]; 10] = [
+    let known: [&[&str]; 11] = [
         &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
@@ -116,7 +119,8 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
         &LIMIT_KEYS,
         &proxy::KEYS,
         &oauth::KEYS,
-        &OTHER,
+        &ADMIN_KEYS,
+        &LOG_KEYS,
     ];
     let is_address = ADDRESSES.contains(&key) && !value.contains([':', '/']);
     // `client-secret:…` without the blank behind the `:` is the value of what stands above it.
@@ -855,6 +859,26 @@ impl Dealing<'_> {
         accounts
     }
 
+    /// Over EWS a token of the application is used in another way than a user's.
+    fn remark_on_impersonation(&self, entry: &Entry, application: &Application, listener: &str) {
+        if application.is_app_only() {
+            return;
+        }
+        if application.grants.iter().any(|grant| grant.is_app_only()) {
+            self.reader.remark(
+                entry.user.at,
+                format!("this account is not served by `{listener}`: its grants give now a user's token, now the application's own"),
+                "set one `grant` for the account, or in the `oauth` section of the EWS listener",
+            );
+        } else if !entry.ews_mailboxes.is_empty() {
+            self.reader.remark(
+                entry.user.at,
+                format!("`ews-mailboxes` has no meaning for this account at `{listener}`: its token is the user's, and Exchange decides"),
+                "remove it, or set `grant: client-credentials`",
+            );
+        }
+    }
+
     /// The account that the devices of a listener use: as for everybody, but nobody asks them for a password.
     fn fixed_account(&self, draft: &Draft, accounts: &[Arc<Account>]) -> Option<FixedAccount> {
         let user = draft.fixed_account.as_ref()?;
@@ -888,25 +912,6 @@ impl Dealing<'_> {
                     "remove it, or name the account in the `fixed-account` of a listener",
                 );
             }
-        }
-    }
-
-    /// Over EWS a token of the application is used in another way than a user's.
-    fn remark_on_impersonation(&self, entry: &Entry, application: &Application, listener: &str) {
-        let app_only = application.is_app_only();
-        if !app_only && application.grants.iter().any(|grant| grant.is_app_only()) {
-            self.reader.remark(
-                entry.user.at,
-                format!("this account is not served by `{listener}`: its grants give now a user's token, now the application's own"),
-                "set one `grant` for the account, or in the `oauth` section of the EWS listener",
-            );
-        }
-        if !app_only && !entry.ews_mailboxes.is_empty() {
-            self.reader.remark(
-                entry.user.at,
-                format!("`ews-mailboxes` has no meaning for this account at `{listener}`: its token is the user's, and Exchange decides"),
-                "remove it, or set `grant: client-credentials`",
-            );
         }
     }
 
@@ -1147,7 +1152,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
     if node.scalar() == Some("off") {
         return None;
     }
-    let Some(section) = reader.section(node, "admin", &["listen"]) else { return Some(default) };
+    let Some(section) = reader.section(node, "admin", &ADMIN_KEYS) else { return Some(default) };
     let Some(node) = section.get("listen") else { return Some(default) };
     if node.scalar() == Some("off") {
         return None;
@@ -1167,7 +1172,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
 fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
-    let Some(section) = node.and_then(|node| reader.section(node, "log", &["level", "format"])) else {
+    let Some(section) = node.and_then(|node| reader.section(node, "log", &LOG_KEYS)) else {
         return log;
     };
     if let Some(level) = section.get("level").and_then(|node| {

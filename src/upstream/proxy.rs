@@ -119,6 +119,12 @@ impl Proxy {
         self.settings.use_for.includes(purpose)
     }
 
+    /// Where it is dialled.
+    pub fn address(&self) -> (&str, u16) {
+        let url = &self.settings.url;
+        (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(1080))
+    }
+
     /// Host and port, for messages.
     pub fn name(&self) -> &str {
         &self.name
