@@ -6,6 +6,8 @@
 pub mod drive;
 pub mod listener;
 pub mod offer;
+pub mod quiet;
+pub mod recorder;
 pub mod relay;
 pub mod session;
 pub mod station;

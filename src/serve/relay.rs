@@ -47,6 +47,10 @@ pub trait Watch: Send + Sync {
     fn down(&mut self, bytes: &[u8]);
     /// Whether ending the session now would lose nothing.
     fn may_end(&self) -> bool;
+    /// Whether the session, ended by whomever, was not cut inside a message that has to be sent again.
+    fn is_whole(&self) -> bool;
+    /// Whether a moment without a byte has to pass before we end the session.
+    fn wants_quiet(&self) -> bool;
     /// What is said to the mail client when we end the session.
     fn farewell(&self, ending: Ending) -> &'static [u8];
 }
@@ -204,7 +208,9 @@ impl Pipe {
 
     fn may_end(&self, now: Instant) -> bool {
         let nothing_held = self.up.held.is_empty() && self.down.held.is_empty();
-        nothing_held && self.watch.as_ref().map_or(self.last + QUIET <= now, |watch| watch.may_end())
+        let is_quiet = self.last + QUIET <= now;
+        let may = |watch: &Box<dyn Watch>| watch.may_end() && (is_quiet || !watch.wants_quiet());
+        nothing_held && self.watch.as_ref().map_or(is_quiet, may)
     }
 
     fn patience(&self, idle: Duration) -> Duration {
@@ -212,7 +218,7 @@ impl Pipe {
     }
 
     async fn finish(mut self, how: How) -> Ended {
-        let clean = self.watch.as_ref().is_none_or(|watch| watch.may_end());
+        let clean = self.watch.as_ref().is_none_or(|watch| watch.is_whole());
         let goodbye = async {
             if let How::Ours(ending) = &how {
                 let words = self.watch.as_ref().map_or(&b""[..], |watch| watch.farewell(*ending));

@@ -9,13 +9,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
+use super::recorder::Recorder;
 use super::relay::{Ended, Rules, relay};
 use super::station::Station;
 use super::verdict;
 use crate::clock;
-use crate::config::model::{Account, FrontTls, MailServer, Sasl};
+use crate::config::model::{Account, BackTls, FrontTls, MailServer, Protocol, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
-use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SaslMechanism, SignIn, Welcome};
+use crate::protocol::machine::{BackError, Errand, Front, FrontSettings, Farewell, HangUp, Login, SaslMechanism, SignIn, Welcome};
 use crate::seats::Seat;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
@@ -86,42 +87,56 @@ impl Session {
     async fn sign_in(&mut self, io: BoxIo, full: bool) -> Outcome {
         let station = Arc::clone(&self.station);
         let mut deadline = self.started + station.limits.login_timeout;
-        let mut front = station.front();
+        let settings = station.front_settings();
+        let mut recorder = self.recorder(settings.clone());
+        let mut front = station.front(settings);
         let mut io = match self.start_tls(io, deadline).await {
             Ok(io) => io,
             Err(why) => return Outcome::Over(why),
         };
         if station.listener.tls == FrontTls::Implicit {
+            recorder.front.note(">  secured");
             front.secured();
         }
         if full {
-            self.goodbye(front, io, HangUp::Refused(Refusal::TooManySessions)).await;
+            self.goodbye(front, io, HangUp::Refused(Refusal::TooManySessions), &mut recorder).await;
             return Outcome::Over("turned away: `limits.sessions` is reached".to_owned());
         }
         loop {
             let heard = tokio::select! {
-                heard = timeout_at(deadline, drive::front(&mut *front, &mut io, station.acceptor.as_ref())) => heard,
+                heard = timeout_at(deadline, drive::front(&mut *front, &mut io, station.acceptor.as_ref(), &mut recorder)) => heard,
                 () = station.draining.cancelled() => {
-                    self.goodbye(front, io, HangUp::ShuttingDown).await;
+                    self.goodbye(front, io, HangUp::ShuttingDown, &mut recorder).await;
                     return Outcome::Over("the proxy stops".to_owned());
                 }
             };
             let login = match heard {
                 Ok(Ok(Heard::Login(login))) => login,
-                Ok(Ok(Heard::Closed(farewell))) => return Outcome::Over(farewell.as_str().to_owned()),
+                Ok(Ok(Heard::Closed(farewell))) => {
+                    if farewell != Farewell::Quit {
+                        recorder.failed(farewell.as_str());
+                    }
+                    recorder.settle();
+                    return Outcome::Over(farewell.as_str().to_owned());
+                }
                 Ok(Ok(Heard::Left)) => {
                     return Outcome::Over("the mail client left before a login".to_owned());
                 }
-                Ok(Err(error)) => return Outcome::Over(error.to_string()),
+                Ok(Err(error)) => {
+                    recorder.failed(&error.to_string());
+                    recorder.settle();
+                    return Outcome::Over(error.to_string());
+                }
                 Err(_) => {
-                    self.goodbye(front, io, HangUp::TimedOut).await;
+                    recorder.failed("no login within `login-timeout`");
+                    self.goodbye(front, io, HangUp::TimedOut, &mut recorder).await;
                     return Outcome::Over("no login within `login-timeout`".to_owned());
                 }
             };
-            match self.open(&login).await {
+            match self.open(&login, &mut recorder).await {
                 Ok((back, to_front, opened)) => {
                     front.grant(opened.welcome.offer.as_ref());
-                    if let Err(error) = drive::say(&mut *front, &mut io).await {
+                    if let Err(error) = drive::say(&mut *front, &mut io, &mut recorder).await {
                         return Outcome::Over(format!("{error}, just as it was let in"));
                     }
                     return Outcome::SignedIn(Box::new(SignedIn {
@@ -136,12 +151,21 @@ impl Session {
                 }
                 Err(story) => {
                     self.report(&login, &story);
+                    recorder.refused(&story.refusal, &story.code);
                     front.refuse(&story.refusal);
                     // the client has been kept waiting by us; it gets the whole time for another try
                     deadline = clock::now() + station.limits.login_timeout;
                 }
             }
         }
+    }
+
+    fn recorder(&self, settings: FrontSettings) -> Recorder {
+        let (station, peer) = (&self.station, self.peer.ip().to_canonical());
+        let (listener, when) = (&station.listener, clock::wall());
+        let heading = format!("session {} on listener `{}`, from {peer}, {when:.0}", self.id, listener.name);
+        let recordings = Arc::clone(&station.recordings);
+        Recorder::new(recordings, self.id, listener.protocol, heading, settings)
     }
 
     async fn start_tls(&self, io: BoxIo, deadline: Instant) -> Result<BoxIo, String> {
@@ -158,17 +182,25 @@ impl Session {
         }
     }
 
-    async fn goodbye(&self, mut front: Box<dyn Front>, mut io: BoxIo, why: HangUp) {
+    async fn goodbye(
+        &self,
+        mut front: Box<dyn Front>,
+        mut io: BoxIo,
+        why: HangUp,
+        recorder: &mut Recorder,
+    ) {
+        recorder.hung_up(&why);
         front.hang_up(why);
         // a client that takes no goodbye within its limit goes without
-        drop(timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io)).await);
+        drop(timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io, recorder)).await);
+        recorder.settle();
     }
 
     /// Token, connection, XOAUTH2: all of it within twice the login's time limit.
-    async fn open(&self, login: &Login) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
+    async fn open(&self, login: &Login, recorder: &mut Recorder) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
         let limit = self.station.limits.login_timeout * 2;
         let deadline = clock::now() + limit;
-        timeout_at(deadline, self.open_by(login, deadline)).await.unwrap_or_else(|_| {
+        timeout_at(deadline, self.open_by(login, deadline, recorder)).await.unwrap_or_else(|_| {
             Err(Explanation {
                 code: "LOGIN-TIMEOUT".into(),
                 fault: Fault::Network,
@@ -184,6 +216,7 @@ impl Session {
         &self,
         login: &Login,
         deadline: Instant,
+        recorder: &mut Recorder,
     ) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
         let (station, protocol) = (&self.station, self.station.listener.protocol);
         let user = login.credentials.user.as_str();
@@ -195,7 +228,7 @@ impl Session {
         let mut again = true;
         loop {
             let granted = station.tokens.token(&request).await?;
-            match self.knock(login, account, server, &mailbox, &granted).await {
+            match self.knock(login, account, server, &mailbox, &granted, recorder).await {
                 Ok((io, rest, welcome)) => {
                     station.remember(welcome.offer.clone());
                     let (origin, token_ends) = (granted.origin, granted.expires_at);
@@ -228,6 +261,7 @@ impl Session {
         server: &MailServer,
         mailbox: &str,
         granted: &Granted,
+        recorder: &mut Recorder,
     ) -> Result<(BoxIo, Vec<u8>, Welcome), BackFailure> {
         let sign_in = SignIn {
             mailbox: mailbox.to_owned(),
@@ -242,11 +276,13 @@ impl Session {
         };
         let connector = &self.station.connector;
         let (mut io, proof) = connector.open(server).await.map_err(BackFailure::Broke)?;
+        let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls);
         let mut dialogue = self.station.back(server, Errand::SignIn(sign_in));
         if let Some(proof) = proof {
+            tape.note(">  secured");
             dialogue.secured(proof);
         }
-        let welcome = drive::back(&mut *dialogue, &mut io, connector, server).await?;
+        let welcome = drive::back(&mut *dialogue, &mut io, connector, server, tape).await?;
         Ok((io, dialogue.into_rest(), welcome))
     }
 
@@ -270,7 +306,9 @@ impl Session {
         let margin = station.listener.token_expiry_margin;
         let rules = Rules {
             idle: station.limits.idle_timeout,
-            end_at: watch.as_ref().and_then(|_| signed_in.opened.token_ends.checked_sub(margin)),
+            end_at: (station.listener.protocol == Protocol::Smtp)
+                .then(|| signed_in.opened.token_ends.checked_sub(margin))
+                .flatten(),
             draining: station.draining.clone(),
             watch,
         };

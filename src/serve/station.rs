@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::drive::{self, BackFailure};
 use super::offer;
+use super::quiet::{ImapQuiet, Pop3Quiet};
+use super::recorder::{Recordings, Tape};
 use super::relay::{Ending, Watch};
 use crate::config::model::{BackTls, FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
 use crate::protocol::imap::back::ImapBack;
@@ -44,6 +46,8 @@ pub struct Station {
     pub limits: Limits,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Where failed sessions are written down.
+    pub recordings: Arc<Recordings>,
     /// How we call ourselves.
     pub host_name: String,
     /// The proxy wants to stop.
@@ -67,18 +71,22 @@ impl Station {
     }
 
     /// A dialogue for a mail client that has just come in.
-    pub fn front(&self) -> Box<dyn Front> {
-        let settings = FrontSettings {
+    pub fn front(&self, settings: FrontSettings) -> Box<dyn Front> {
+        match self.listener.protocol {
+            Protocol::Imap | Protocol::Ews => Box::new(ImapFront::new(settings)),
+            Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
+            Protocol::Smtp => Box::new(SmtpFront::new(settings)),
+        }
+    }
+
+    /// What such a dialogue is told about this place.
+    pub fn front_settings(&self) -> FrontSettings {
+        FrontSettings {
             starttls: self.listener.tls == FrontTls::StartTls && self.acceptor.is_some(),
             require_tls: self.listener.tls == FrontTls::StartTls && self.is_reachable_from_outside(),
             offer: self.offer.load_full(),
             host_name: self.host_name.clone(),
             max_refusals: self.limits.refusals_per_session,
-        };
-        match self.listener.protocol {
-            Protocol::Imap | Protocol::Ews => Box::new(ImapFront::new(settings)),
-            Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
-            Protocol::Smtp => Box::new(SmtpFront::new(settings)),
         }
     }
 
@@ -96,7 +104,12 @@ impl Station {
 
     /// Who knows when a session of this protocol may be ended by us.
     pub fn watch(&self) -> Option<Box<dyn Watch>> {
-        (self.listener.protocol == Protocol::Smtp).then(|| Box::new(Boundary::default()) as Box<dyn Watch>)
+        match self.listener.protocol {
+            Protocol::Smtp => Some(Box::new(Boundary::default())),
+            Protocol::Imap => Some(Box::new(ImapQuiet::default())),
+            Protocol::Pop3 => Some(Box::new(Pop3Quiet::default())),
+            Protocol::Ews => None,
+        }
     }
 
     /// Asks upstream what it offers. Sends no secret; failing costs nothing but the answer.
@@ -109,7 +122,7 @@ impl Station {
             if let Some(proof) = proof {
                 dialogue.secured(proof);
             }
-            drive::back(&mut *dialogue, &mut io, &self.connector, server).await
+            drive::back(&mut *dialogue, &mut io, &self.connector, server, &mut Tape::default()).await
         };
         match timeout(LEARN_LIMIT, asked).await {
             Ok(Ok(welcome)) => self.remember(welcome.offer),
@@ -149,6 +162,14 @@ impl Watch for Boundary {
 
     fn may_end(&self) -> bool {
         self.between_messages()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.between_messages()
+    }
+
+    fn wants_quiet(&self) -> bool {
+        false
     }
 
     fn farewell(&self, ending: Ending) -> &'static [u8] {
