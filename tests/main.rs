@@ -17,6 +17,7 @@ mod config;
 mod grants;
 mod hostile;
 mod house;
+mod operating;
 mod passwords;
 mod readme;
 mod simulator;

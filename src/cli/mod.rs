@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use self::out::Out;
 use crate::config::model::Config;
 
+pub mod ask;
 pub mod check;
 pub mod demo;
 pub mod explain;
@@ -18,7 +19,9 @@ pub mod hash_password;
 pub mod login;
 mod loopback;
 pub mod out;
+pub mod pid_file;
 pub mod run;
+mod service;
 pub mod tokens;
 
 /// It did not work.
@@ -76,6 +79,14 @@ enum Command {
         #[arg(long, conflicts_with = "text")]
         all: bool,
     },
+    /// Have the running proxy read its configuration, certificates and secrets anew (needs `run.pid-file`)
+    Reload,
+    /// Ask the running proxy whether it can serve mail clients: exit code 0 or 1, for container probes
+    Healthcheck,
+    /// Print the dialogues of the last failed sessions of the running proxy, without their secrets
+    Recordings,
+    /// Collect what somebody who helps needs to see into a folder: no password, no token
+    SupportBundle(ask::BundleArguments),
     /// Make a `password-hash` for `accounts` from a password on standard input
     HashPassword,
 }
@@ -104,6 +115,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ended(explain::page(out.writers().0).map(|()| ExitCode::SUCCESS))
         }
         Command::Explain { text, .. } => ended(explain::run(&text.join(" "), out.writers().0)),
+        Command::Reload => pid_file::reload(&config, &mut out),
+        Command::Healthcheck => ask::healthcheck(&config, &mut out),
+        Command::Recordings => ask::recordings(&config, &mut out),
+        Command::SupportBundle(wishes) => ask::support_bundle(wishes, &config, &mut out),
         Command::HashPassword => {
             let (results, messages) = out.writers();
             ended(hash_password::run(&mut std::io::stdin().lock(), results, messages))

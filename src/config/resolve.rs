@@ -11,7 +11,7 @@ use url::Url;
 
 use super::model::{
     Account, Admin, Application, BackTls, Config, FrontTls, Grant, Guard, KeySource, Limits, Listener, Log,
-    LogFormat, MailServer, Protocol, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
+    LogFormat, MailServer, Protocol, Run, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
@@ -19,7 +19,7 @@ use super::proxy;
 use super::raw::{Kind, Node, Place};
 use super::read::{At, Reader, Section, is_harmless, is_loopback, shown};
 
-const TOP_KEYS: [&str; 11] = [
+const TOP_KEYS: [&str; 12] = [
     "oauth",
     "listeners",
     "accounts",
@@ -31,6 +31,7 @@ const TOP_KEYS: [&str; 11] = [
     "limits",
     "admin",
     "log",
+    "run",
 ];
 
 const LISTENER_KEYS: [&str; 11] = [
@@ -62,6 +63,8 @@ const LIMIT_KEYS: [&str; 6] = [
     "refusals-per-session",
 ];
 
+const RUN_KEYS: [&str; 3] = ["pid-file", "reload-on-change", "bind-retry"];
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -69,10 +72,11 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// none in disguise. With an empty value: whether anything below the key may be shown.
 pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
-    const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
+    const SECTIONS: [&str; 8] =
+        ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log", "run"];
     const ADDRESSES: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "fixed-account", "username"];
     const OTHER: [&str; 3] = ["listen", "level", "format"];
-    let known: [&[&str]; 10] = [
+    let known: [&[&str]; 11] = [
         &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
@@ -80,6 +84,7 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
         &TOKEN_KEYS,
         &GUARD_KEYS,
         &LIMIT_KEYS,
+        &RUN_KEYS,
         &proxy::KEYS,
         &oauth::KEYS,
         &OTHER,
@@ -171,6 +176,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
         admin: admin
             .map(|listen| Admin { listen: listen.into_iter().map(|address| address.value).collect() }),
         log: log(reader, top.get("log")),
+        run: run(reader, top.get("run")),
     })
 }
 
@@ -955,6 +961,23 @@ fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
         log.format = format.value;
     }
     log
+}
+
+fn run(reader: &Reader<'_>, node: Option<&Node>) -> Run {
+    let Some(section) = node.and_then(|node| reader.section(node, "run", &RUN_KEYS)) else {
+        return Run::default();
+    };
+    Run {
+        pid_file: section.get("pid-file").and_then(|node| reader.path(node)).map(|path| path.value),
+        reload_on_change: section
+            .get("reload-on-change")
+            .and_then(|node| reader.flag(node))
+            .unwrap_or_default(),
+        bind_retry: section
+            .get("bind-retry")
+            .and_then(|node| reader.duration(node))
+            .unwrap_or_default(),
+    }
 }
 
 /// Says of listeners towards Exchange Online when EWS ends there.
