@@ -26,7 +26,7 @@ use crate::config::Loaded;
 use crate::config::model::Config;
 use crate::config::problem::Problems;
 use crate::explain::Explain as _;
-use crate::live::{expiry, DoorView, Live, Now};
+use crate::live::{DoorView, Live, Now, expiry};
 use crate::seats::Seats;
 use crate::serve::listener::Door;
 use crate::serve::recorder::Recordings;
@@ -93,7 +93,11 @@ impl App {
         let counts = counted(inherited);
         let sockets = open_all(wanted(&config, &counts), inherited)?;
         let live = Arc::new(Live {
-            now: ArcSwap::from_pointee(Now { config: Arc::clone(&config), doors: Vec::new(), expiries: Vec::new() }),
+            now: ArcSwap::from_pointee(Now {
+                config: Arc::clone(&config),
+                doors: Vec::new(),
+                expiries: Vec::new(),
+            }),
             broker: Arc::clone(&house.broker),
             metrics: Arc::clone(&house.metrics),
             recordings: Arc::clone(&house.recordings),
@@ -224,7 +228,8 @@ impl App {
                 behind.store(Arc::clone(room));
             }
         }
-        let told = format!("{} sockets kept of {before}, {} opened, {} closed", stay.len(), sockets.len(), go.len());
+        let told =
+            format!("{} sockets kept of {before}, {} opened, {} closed", stay.len(), sockets.len(), go.len());
         state.open = stay;
         for (wish, socket) in sockets {
             self.open(&mut state, &wish, socket, &rooms);

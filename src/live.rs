@@ -9,11 +9,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use self::expiry::Expiry;
 use crate::admin::status::{
     AccountStatus, FailureStatus, ListenerStatus, Readiness, ReloadStatus, Status, StatusSource, TokenStatus,
     without_credentials,
 };
-use self::expiry::Expiry;
 use crate::clock;
 use crate::config::model::{Config, Upstream};
 use crate::serve::listener::{Room, Trouble};
@@ -82,13 +82,20 @@ impl StatusSource for Live {
             history: self.metrics.history(now),
             last_reload: self.reload.load().as_deref().cloned(),
             recordings: self.recordings.all().len(),
-            outbound_proxy: self.now.load().config.outbound_proxy.as_ref().map(|proxy| without_credentials(&proxy.url)),
+            outbound_proxy: self
+                .now
+                .load()
+                .config
+                .outbound_proxy
+                .as_ref()
+                .map(|proxy| without_credentials(&proxy.url)),
         }
     }
 
     fn recordings(&self) -> String {
         let all = self.recordings.all();
-        let mut text = format!("# The dialogues of the last {} failed sessions, the newest first.\n", all.len());
+        let mut text =
+            format!("# The dialogues of the last {} failed sessions, the newest first.\n", all.len());
         for recording in all {
             text.push('\n');
             text.push_str(&recording.text);

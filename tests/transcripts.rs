@@ -141,7 +141,8 @@ pub fn replay_recording(recording: &str) -> (usize, String) {
             let heard = script.replay(directory, slice);
             if heard != script.events {
                 let (expected, heard) = (shown(&script.events), shown(&heard));
-                writeln!(broken, "\n{directory} in {slice}\n--- recorded\n{expected}--- heard\n{heard}").unwrap();
+                writeln!(broken, "\n{directory} in {slice}\n--- recorded\n{expected}--- heard\n{heard}")
+                    .unwrap();
                 break;
             }
         }

@@ -125,7 +125,8 @@ fn chart(out: &mut String, history: &[(u32, u32)]) -> fmt::Result {
     let most = history.iter().map(|(well, ill)| u64::from(*well) + u64::from(*ill)).max().unwrap_or(0).max(1);
     let sum = |pick: fn(&(u32, u32)) -> u32| history.iter().map(|bar| u64::from(pick(bar))).sum::<u64>();
     let (logins, refusals) = (sum(|bar| bar.0), sum(|bar| bar.1));
-    let words = format!("{logins} logins and {refusals} refusals in the last hour; at most {most} in a minute");
+    let words =
+        format!("{logins} logins and {refusals} refusals in the last hour; at most {most} in a minute");
     writeln!(
         out,
         "<figure>\n<svg viewBox=\"0 0 {} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{words}\">",
@@ -331,8 +332,8 @@ mod tests {
         let page = html(&status, false).body;
         assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
         let escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\u{fffd}\u{fffd}";
-        // 2 facts, 4 cells of a listener, 3 cells and 3 parts of the failure of an account
-        assert_eq!(page.matches(escaped).count(), 2 + 4 + 6);
+        // 2 facts, a warning, a reload, 5 cells of a listener, 3 cells and 3 parts of the failure of an account
+        assert_eq!(page.matches(escaped).count(), 2 + 1 + 1 + 5 + 6);
     }
 
     #[test]
@@ -354,7 +355,12 @@ mod tests {
             "<dt>Logins</dt><dd>41</dd>",
             "<dt>Refusals</dt><dd>7</dd>",
             "http://proxy.contoso.com:3128",
-            "<th scope=\"row\">imap</th><td>imap</td><td>127.0.0.1:1143</td><td>outlook.office365.com:993</td><td>3</td>",
+            "<th scope=\"row\">imap</th><td>imap</td><td>127.0.0.1:1143</td><td>outlook.office365.com:993</td><td>3 <strong",
+            "nobody gets in: Too many open files",
+            "the certificate `server.pem` ends in 9 days",
+            "unknown key `lisen`",
+            "120 logins and 1 refusals in the last hour; at most 4 in a minute",
+            "2 failed dialogues",
             "alice@contoso.com",
             "10 min old, good for 50 min",
             "AADSTS50076",

@@ -80,12 +80,13 @@ pub(super) fn wanted(config: &Config, inherited: &[(String, usize)]) -> Vec<Want
 impl Wanted {
     /// Opens it.
     pub(super) fn open(&self, inherited: &mut Inherited) -> Result<TcpListener, StartError> {
-        let opened = if let Key::Inherited(name, _) = &self.key {
-            take(inherited, name)
-        } else {
-            bind(self.address)
-        };
-        opened.map_err(|source| StartError::Bind { listener: self.name.clone(), address: self.address, source })
+        let opened =
+            if let Key::Inherited(name, _) = &self.key { take(inherited, name) } else { bind(self.address) };
+        opened.map_err(|source| StartError::Bind {
+            listener: self.name.clone(),
+            address: self.address,
+            source,
+        })
     }
 }
 

@@ -43,7 +43,9 @@ impl Admin {
     pub(super) fn get(&self, path: &str) -> Result<(u16, String), String> {
         let Self(address) = self;
         let failed = |error: std::io::Error| {
-            format!("no proxy answers at http://{address}{path}: {error}; is it running, with this configuration?")
+            format!(
+                "no proxy answers at http://{address}{path}: {error}; is it running, with this configuration?"
+            )
         };
         let mut stream = TcpStream::connect_timeout(address, LIMIT).map_err(failed)?;
         stream.set_read_timeout(Some(LIMIT)).map_err(failed)?;
@@ -127,7 +129,12 @@ pub fn support_bundle(wishes: BundleArguments, path: &Path, out: &mut Out) -> Ex
     });
     let mut files = vec![(
         "version.txt",
-        format!("mailkey {} on {} {}\n", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH),
+        format!(
+            "mailkey {} on {} {}\n",
+            env!("CARGO_PKG_VERSION"),
+            std::env::consts::OS,
+            std::env::consts::ARCH
+        ),
     )];
     let config = match loaded {
         Ok(loaded) => {
@@ -157,7 +164,9 @@ pub fn support_bundle(wishes: BundleArguments, path: &Path, out: &mut Out) -> Ex
     }
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
     out.line(format_args!("{}: {}", folder.display(), names.join(", ")));
-    out.line("User names and addresses stand in it, passwords and tokens do not. Add the last lines of the log.");
+    out.line(
+        "User names and addresses stand in it, passwords and tokens do not. Add the last lines of the log.",
+    );
     ExitCode::SUCCESS
 }
 

@@ -69,7 +69,9 @@ pub fn reload(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let Some(pid_file) = &config.run.pid_file else {
-        out.error("set `run.pid-file` and restart the proxy once, or send it SIGHUP (`systemctl reload mailkey`)");
+        out.error(
+            "set `run.pid-file` and restart the proxy once, or send it SIGHUP (`systemctl reload mailkey`)",
+        );
         return ExitCode::from(MISUSED);
     };
     let admin = Admin::of(&config);
@@ -104,9 +106,8 @@ pub fn reload(path: &Path, out: &mut Out) -> ExitCode {
 
 /// The number of the process that holds the file.
 fn running(path: &Path) -> Result<i32, String> {
-    let nobody = || {
-        format!("no proxy runs with the pid file `{}`; start it with `mailkey run`", path.display())
-    };
+    let nobody =
+        || format!("no proxy runs with the pid file `{}`; start it with `mailkey run`", path.display());
     let file = File::open(path).map_err(|_| nobody())?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {}

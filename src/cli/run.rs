@@ -260,8 +260,7 @@ fn forbid_core_dumps() {
         tracing::warn!(%error, "core dumps cannot be switched off");
     }
     #[cfg(target_os = "linux")]
-    if let Err(error) =
-        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
     {
         tracing::warn!(%error, "the process stays open to debuggers");
     }

@@ -973,10 +973,7 @@ fn run(reader: &Reader<'_>, node: Option<&Node>) -> Run {
             .get("reload-on-change")
             .and_then(|node| reader.flag(node))
             .unwrap_or_default(),
-        bind_retry: section
-            .get("bind-retry")
-            .and_then(|node| reader.duration(node))
-            .unwrap_or_default(),
+        bind_retry: section.get("bind-retry").and_then(|node| reader.duration(node)).unwrap_or_default(),
     }
 }
 

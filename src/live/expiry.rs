@@ -54,13 +54,18 @@ pub fn of(config: &Config) -> Vec<Expiry> {
     let online = |listener: &&std::sync::Arc<crate::config::model::Listener>| match &listener.upstream {
         Upstream::Mail(_) => false,
         Upstream::Http(url) => url.host_str().is_some_and(|host| {
-            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"].iter().any(|end| host.ends_with(end))
+            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"]
+                .iter()
+                .any(|end| host.ends_with(end))
         }),
     };
     if let Some(listener) = config.listeners.iter().find(online)
         && let Ok(ends) = Timestamp::from_second(EWS_END)
     {
-        let what = format!("EWS in Exchange Online (listener `{}`), for which Microsoft Graph is the successor,", listener.name);
+        let what = format!(
+            "EWS in Exchange Online (listener `{}`), for which Microsoft Graph is the successor,",
+            listener.name
+        );
         all.push(Expiry { what, ends, ahead: i64::MAX / DAY });
     }
     all
@@ -106,7 +111,9 @@ fn element(der: &[u8]) -> Option<(&[u8], (u8, &[u8]))> {
         (usize::from(first), rest)
     } else {
         let (octets, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-        let size = octets.iter().try_fold(0_usize, |sum, octet| sum.checked_mul(256)?.checked_add(usize::from(*octet)))?;
+        let size = octets
+            .iter()
+            .try_fold(0_usize, |sum, octet| sum.checked_mul(256)?.checked_add(usize::from(*octet)))?;
         (size, rest)
     };
     let (inside, behind) = rest.split_at_checked(size)?;

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-use crate::config::model::MailServer;
 use super::recorder::{Recorder, Tape, report};
+use crate::config::model::MailServer;
 use crate::protocol::machine::{Back, BackError, Farewell, Front, Login, Step, Welcome};
 use crate::stream::{BoxIo, OnSide as _, Side, SideError};
 use crate::upstream::connector::Connector;
@@ -85,11 +85,7 @@ pub async fn front(
 ///
 /// # Errors
 /// The client's socket breaks.
-pub async fn say(
-    dialogue: &mut dyn Front,
-    io: &mut BoxIo,
-    recorder: &mut Recorder,
-) -> Result<(), SideError> {
+pub async fn say(dialogue: &mut dyn Front, io: &mut BoxIo, recorder: &mut Recorder) -> Result<(), SideError> {
     let mut out = Vec::new();
     while let Step::Write(bytes) = dialogue.step() {
         recorder.front.said(&bytes);

@@ -435,6 +435,12 @@ mod tests {
         fn may_end(&self) -> bool {
             self.0
         }
+        fn is_whole(&self) -> bool {
+            self.0
+        }
+        fn wants_quiet(&self) -> bool {
+            false
+        }
         fn farewell(&self, _ending: Ending) -> &'static [u8] {
             b"421 bye\r\n"
         }

@@ -16,7 +16,9 @@ use super::verdict;
 use crate::clock;
 use crate::config::model::{Account, BackTls, FrontTls, MailServer, Protocol, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
-use crate::protocol::machine::{BackError, Errand, Front, FrontSettings, Farewell, HangUp, Login, SaslMechanism, SignIn, Welcome};
+use crate::protocol::machine::{
+    BackError, Errand, Farewell, Front, FrontSettings, HangUp, Login, SaslMechanism, SignIn, Welcome,
+};
 use crate::seats::Seat;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
@@ -182,13 +184,7 @@ impl Session {
         }
     }
 
-    async fn goodbye(
-        &self,
-        mut front: Box<dyn Front>,
-        mut io: BoxIo,
-        why: HangUp,
-        recorder: &mut Recorder,
-    ) {
+    async fn goodbye(&self, mut front: Box<dyn Front>, mut io: BoxIo, why: HangUp, recorder: &mut Recorder) {
         recorder.hung_up(&why);
         front.hang_up(why);
         // a client that takes no goodbye within its limit goes without
@@ -197,7 +193,11 @@ impl Session {
     }
 
     /// Token, connection, XOAUTH2: all of it within twice the login's time limit.
-    async fn open(&self, login: &Login, recorder: &mut Recorder) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
+    async fn open(
+        &self,
+        login: &Login,
+        recorder: &mut Recorder,
+    ) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
         let limit = self.station.limits.login_timeout * 2;
         let deadline = clock::now() + limit;
         timeout_at(deadline, self.open_by(login, deadline, recorder)).await.unwrap_or_else(|_| {

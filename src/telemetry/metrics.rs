@@ -204,7 +204,8 @@ impl History {
 
     fn last_hour(&self, now: i64) -> Vec<(u32, u32)> {
         let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |minute: i64| ring.iter().find(|slot| slot.0 == minute).map_or((0, 0), |slot| (slot.1, slot.2));
+        let of =
+            |minute: i64| ring.iter().find(|slot| slot.0 == minute).map_or((0, 0), |slot| (slot.1, slot.2));
         (now - 59..=now).map(of).collect()
     }
 }

@@ -453,7 +453,8 @@ impl Inner {
     fn keep(&self, question: &Question, names: &Names, fetched: &Fetched) -> Granted {
         let now = clock::now();
         let answer = &fetched.answer;
-        let live = Live::new(answer.access_token.clone(), fetched.asked_at, answer.lifetime, **self.margin.load());
+        let live =
+            Live::new(answer.access_token.clone(), fetched.asked_at, answer.lifetime, **self.margin.load());
         let granted =
             Granted { token: live.token.clone(), expires_at: live.expires_at, origin: Origin::Fetched };
         let user = shown(&question.user, &question.account);

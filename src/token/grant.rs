@@ -357,7 +357,9 @@ impl Asker {
     async fn send(&self, ask: &Ask, how: How<'_>) -> Result<answer::RawAnswer, WireError> {
         match how {
             How::Managed => self.managed.send(&self.endpoint.load_full(), ask).await,
-            How::Password(_) | How::Refresh(_) | How::ClientCredentials => self.endpoint.load_full().send(ask).await,
+            How::Password(_) | How::Refresh(_) | How::ClientCredentials => {
+                self.endpoint.load_full().send(ask).await
+            }
         }
     }
 

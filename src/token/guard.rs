@@ -170,7 +170,8 @@ impl Guard {
     /// All replicas together have seen this many distinct wrong passwords.
     pub fn counted_elsewhere(&self, person: Digest, wrong: u32, now: Instant) {
         if wrong >= self.settings.load().wrong_passwords_per_user {
-            self.people.entry(person).or_default().spent_until = Some(now + self.settings.load().budget_window);
+            self.people.entry(person).or_default().spent_until =
+                Some(now + self.settings.load().budget_window);
         }
     }
 

@@ -254,9 +254,31 @@ impl FrontCensor {
 
 /// Commands that hold no secret where nothing stands behind them.
 const KNOWN: [&[u8]; 25] = [
-    b"CAPABILITY", b"NOOP", b"LOGOUT", b"STARTTLS", b"ID", b"SELECT", b"LIST", b"ENABLE", b"NAMESPACE",
-    b"CAPA", b"QUIT", b"STLS", b"STAT", b"RSET", b"USER", b"PASS", b"AUTH", b"LOGIN", b"AUTHENTICATE",
-    b"DATA", b"HELP", b"EHLO", b"HELO", b"MAIL", b"RCPT",
+    b"CAPABILITY",
+    b"NOOP",
+    b"LOGOUT",
+    b"STARTTLS",
+    b"ID",
+    b"SELECT",
+    b"LIST",
+    b"ENABLE",
+    b"NAMESPACE",
+    b"CAPA",
+    b"QUIT",
+    b"STLS",
+    b"STAT",
+    b"RSET",
+    b"USER",
+    b"PASS",
+    b"AUTH",
+    b"LOGIN",
+    b"AUTHENTICATE",
+    b"DATA",
+    b"HELP",
+    b"EHLO",
+    b"HELO",
+    b"MAIL",
+    b"RCPT",
 ];
 
 /// A SASL response: user names stay (RFC 4616, and LOGIN's first).
