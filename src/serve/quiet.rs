@@ -54,12 +54,17 @@ pub struct ImapQuiet {
     front: LastLine,
     back: LastLine,
     has_begun: bool,
+    /// The tag of the last command that waited for leave to send a literal.
+    literal: Vec<u8>,
 }
 
 impl Watch for ImapQuiet {
     fn up(&mut self, bytes: &[u8]) {
         self.has_begun |= !bytes.is_empty();
         self.front.take(bytes);
+        if self.front.at_end && self.front.whole.ends_with(b"}") {
+            self.literal = self.front.whole.split(|b| *b == b' ').next().unwrap_or_default().to_vec();
+        }
     }
 
     fn down(&mut self, bytes: &[u8]) {
@@ -75,6 +80,8 @@ impl Watch for ImapQuiet {
         let mut said = self.back.whole.split(|b| *b == b' ');
         let (first, second) = (said.next().unwrap_or_default(), said.next().unwrap_or_default());
         let is_status = [&b"OK"[..], b"NO", b"BAD"].iter().any(|word| second.eq_ignore_ascii_case(word));
+        // behind a literal, the command ends with an empty line
+        let tag = if self.front.whole.is_empty() { self.literal.as_slice() } else { tag };
         let is_answered = first == tag && is_status && !tag.is_empty();
         let is_idling = verb.eq_ignore_ascii_case(b"IDLE") && (first == b"+" || first == b"*");
         // behind DONE, the answer bears the tag of an IDLE that is no longer remembered: that one waits
@@ -179,6 +186,9 @@ mod tests {
         assert!(!imap(&[('C', "a IDLE\r\n")]));
         assert!(!imap(&[('C', "a FETCH 1 BODY[]\r\n"), ('S', "* 1 FETCH (BODY[] {9000}\r\nhello\r\n")]));
         assert!(!imap(&[('C', "a APPEND INBOX {100}\r\n"), ('S', "+ go\r\n"), ('C', "Subject: x\r\n")]));
+        let append = [('C', "a APPEND INBOX {9}\r\n"), ('S', "+ go\r\n"), ('C', "Hello\r\n\r\n\r\n")];
+        assert!(!imap(&append));
+        assert!(imap(&[&append[..], &[('S', "a OK\r\n")]].concat()));
         assert!(!imap(&[('C', "a NOOP\r\nb NOOP\r\n"), ('S', "a OK\r\n")]));
         assert!(!imap(&[('C', "a NOOP\r\nb NO"), ('S', "a OK\r\n")]));
     }
