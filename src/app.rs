@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 pub use self::doors::Inherited;
 use self::doors::{Open, Wanted, counted, wanted};
 pub use self::error::StartError;
-use self::rooms::{House, Prepared, Rooms};
+use self::rooms::{House, Leftovers, Prepared, Rooms};
 use crate::admin::status::ReloadStatus;
 use crate::admin::{self, AdminDesk};
 use crate::clock;
@@ -46,7 +46,6 @@ pub struct App {
     /// Taken by a reload, so that there is one at a time.
     state: Mutex<State>,
     places: Arc<Semaphore>,
-    sessions: TaskTracker,
     /// Ends everything that draining does not.
     stopping: CancellationToken,
 }
@@ -59,6 +58,7 @@ struct State {
     seats: Seats,
     /// Names with sockets that were passed in.
     inherited: Vec<(String, usize)>,
+    leftovers: Leftovers,
 }
 
 impl App {
@@ -76,7 +76,8 @@ impl App {
     /// # Errors
     /// An address, certificate or store that cannot be had.
     pub fn start_on(config: Config, inherited: &mut Inherited) -> Result<Self, StartError> {
-        let prepared = Prepared::new(config)?;
+        let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let prepared = Prepared::new(config, &draining, &stopping)?;
         let config = Arc::clone(&prepared.config);
         let metrics = Arc::new(Metrics::default());
         let store = store::open(&config.tokens)?;
@@ -86,12 +87,13 @@ impl App {
             broker,
             metrics,
             recordings: Arc::new(Recordings::default()),
-            draining: CancellationToken::new(),
+            sessions: TaskTracker::new(),
+            draining,
         };
         let seats = Seats::new(config.limits.sessions_per_user);
-        let rooms = Rooms::new(&prepared, &house, &seats, &[])?;
         let counts = counted(inherited);
         let sockets = open_all(wanted(&config, &counts), inherited)?;
+        let rooms = Rooms::new(&prepared, &house, &seats, &[], &|number| first_of(&sockets, number))?;
         let live = Arc::new(Live {
             now: ArcSwap::from_pointee(Now {
                 config: Arc::clone(&config),
@@ -109,14 +111,14 @@ impl App {
             places: Arc::new(Semaphore::new(config.limits.sessions)),
             house,
             live,
-            sessions: TaskTracker::new(),
-            stopping: CancellationToken::new(),
+            stopping,
             state: Mutex::new(State {
                 config: Arc::clone(&config),
                 open: Vec::new(),
                 stations: rooms.stations.clone(),
                 seats,
                 inherited: counts,
+                leftovers: prepared.leftovers(),
             }),
         };
         {
@@ -181,17 +183,17 @@ impl App {
     /// `hurry` ends the wait at once.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         self.house.draining.cancel();
-        self.sessions.close();
+        self.house.sessions.close();
         let limit = self.live.now.load().config.limits.drain_timeout;
         let drained = tokio::select! {
-            drained = timeout(limit, self.sessions.wait()) => drained.is_ok(),
+            drained = timeout(limit, self.house.sessions.wait()) => drained.is_ok(),
             () = hurry => false,
         };
         self.stopping.cancel();
         if !drained {
-            let left = self.sessions.len();
+            let left = self.house.sessions.len();
             tracing::warn!(left, "sessions are ended before they came to their end");
-            drop(timeout(HARD_STOP_LIMIT, self.sessions.wait()).await);
+            drop(timeout(HARD_STOP_LIMIT, self.house.sessions.wait()).await);
         }
     }
 
@@ -201,14 +203,19 @@ impl App {
         if state.config.tokens.store != config.tokens.store {
             return Err(StartError::NeedsRestart("tokens.store"));
         }
-        let prepared = Prepared::new(config)?;
+        let prepared = Prepared::new(config, &self.house.draining, &self.stopping)?;
         let config = Arc::clone(&prepared.config);
         let seats = state.seats.allowing(config.limits.sessions_per_user);
-        let rooms = Rooms::new(&prepared, &self.house, &seats, &state.stations)?;
         let wishes = wanted(&config, &state.inherited);
         let is_open = |wish: &Wanted| state.open.iter().any(|open| is_same(open, wish));
         let (kept, new): (Vec<Wanted>, Vec<Wanted>) = wishes.into_iter().partition(is_open);
         let sockets = open_all(new, &mut Inherited::default())?;
+        let bound = |number| {
+            let of =
+                |open: &&Open| kept.iter().any(|wish| wish.listener == Some(number) && is_same(open, wish));
+            first_of(&sockets, number).or_else(|| state.open.iter().find(of).map(|open| open.bound))
+        };
+        let rooms = Rooms::new(&prepared, &self.house, &seats, &state.stations, &bound)?;
 
         // from here on nothing fails
         self.house.broker.reconfigure(broker_settings(&config), prepared.endpoint.clone());
@@ -237,6 +244,7 @@ impl App {
         state.config = config;
         state.stations.clone_from(&rooms.stations);
         state.seats = seats;
+        std::mem::replace(&mut state.leftovers, prepared.leftovers()).clear();
         self.publish(&state);
         drop(state);
         rooms.learn();
@@ -255,7 +263,7 @@ impl App {
                     room: Arc::clone(room),
                     places: Arc::clone(&self.places),
                     metrics: Arc::clone(&self.house.metrics),
-                    tracker: self.sessions.clone(),
+                    tracker: self.house.sessions.clone(),
                     closing: self.house.draining.child_token(),
                     trouble: Arc::clone(&trouble),
                 };
@@ -315,6 +323,12 @@ fn broker_settings(config: &Config) -> BrokerSettings {
 /// The same socket, leading to the same kind of place.
 fn is_same(open: &Open, wish: &Wanted) -> bool {
     open.key == wish.key && open.room.is_some() == wish.listener.is_some()
+}
+
+/// Where the first of a listener's new sockets is.
+fn first_of(sockets: &[(Wanted, TcpListener)], number: usize) -> Option<SocketAddr> {
+    let (_, socket) = sockets.iter().find(|(wish, _)| wish.listener == Some(number))?;
+    socket.local_addr().ok()
 }
 
 fn open_all(

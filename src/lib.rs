@@ -21,7 +21,8 @@
 //! 3. A token is written only past an [`Encrypted`](secret::Encrypted) proof: it cannot reach a plain socket.
 //! 4. What was buffered when STARTTLS was asked for is discarded, on both sides; it is never parsed later.
 //! 5. Every buffer has a bound, every wait has a time limit.
-//! 6. Upstream is dialled for a session only after credentials are known and a token is in hand.
+//! 6. Logins alone have upstream dialled: for a session once credentials are known and a token is in hand, ahead
+//!    of the next one only at the rate of logins that upstream took. Whoever merely connects costs it nothing.
 //! 7. A wrong password never reaches a cached token, and never evicts one.
 //! 8. Where the identity provider does not check the client's password, the proxy checks one of its own, or
 //!    refuses to start.
@@ -43,7 +44,9 @@ pub mod protocol;
 pub mod serve;
 pub mod token;
 pub mod upstream;
+pub mod way;
 // leaves
+pub mod certificate;
 pub mod clock;
 pub mod explain;
 pub mod seats;

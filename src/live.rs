@@ -82,13 +82,7 @@ impl StatusSource for Live {
             history: self.metrics.history(now),
             last_reload: self.reload.load().as_deref().cloned(),
             recordings: self.recordings.all().len(),
-            outbound_proxy: self
-                .now
-                .load()
-                .config
-                .outbound_proxy
-                .as_ref()
-                .map(|proxy| without_credentials(&proxy.url)),
+            outbound_proxy: self.outbound_proxies(),
         }
     }
 
@@ -142,6 +136,14 @@ impl Live {
             }
         };
         state.config.listeners.iter().map(of).collect()
+    }
+
+    fn outbound_proxies(&self) -> Option<String> {
+        let state = self.now.load();
+        let proxies = &state.config.outbound_proxies;
+        let shown =
+            proxies.iter().map(|proxy| without_credentials(&proxy.url)).collect::<Vec<_>>().join(", ");
+        (!proxies.is_empty()).then_some(shown)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mailkey::config::model::{Config, FrontTls, Grant, NoProxy, Protocol, Store, Upstream};
+use mailkey::config::model::{Config, FrontTls, Grant, HostRule, Protocol, Purpose, Store, Upstream};
 use mailkey::config::problem::Problems;
 use mailkey::config::{self, Loaded};
 use proptest::prelude::*;
@@ -34,6 +34,8 @@ fn folder() -> tempfile::TempDir {
         "certs/app.key",
         "certs/server.pem",
         "certs/server.key",
+        "certs/client.pem",
+        "certs/client.key",
         "certs/corporate-ca.pem",
         "secrets/client-secret",
         "secrets/outbound-proxy",
@@ -247,11 +249,11 @@ fn the_contract_of_the_file_parses() {
     assert_eq!(imap.account("scanner").unwrap().application.grants, [Grant::ClientCredentials]);
     assert_eq!(imap.account("scanner").unwrap().password_hashes, [HASH]);
     assert_eq!(imap.account("bob@fabrikam.com").unwrap().application.grants, [Grant::Password]);
-    let proxy = config.outbound_proxy.unwrap();
+    let [proxy] = <[_; 1]>::try_from(config.outbound_proxies).unwrap();
     assert_eq!(proxy.url.as_str(), "http://proxy.contoso.com:3128/");
     assert_eq!(proxy.password.unwrap().expose(), "hunter2");
     assert!(proxy.use_for.identity && proxy.use_for.ews && !proxy.use_for.mail);
-    assert_eq!(proxy.no_proxy[0], NoProxy::Suffix("contoso.com".to_owned()));
+    assert_eq!(proxy.no_proxy[0], HostRule::Suffix("contoso.com".to_owned()));
 }
 
 #[test]
@@ -447,13 +449,42 @@ fn the_environments_proxy_counts_where_the_file_names_none() {
         _ => None,
     };
     let loaded = read_in(Path::new("."), &small("", ""), &env).unwrap();
-    let proxy = loaded.config.outbound_proxy.unwrap();
+    let [proxy] = <[_; 1]>::try_from(loaded.config.outbound_proxies).unwrap();
     assert_eq!(proxy.url.as_str(), "http://proxy.example:3128/");
     assert_eq!((proxy.username.as_deref(), proxy.password.unwrap().expose()), (Some("bob"), "hunter2"));
     assert_eq!(proxy.no_proxy.len(), 3);
     assert_eq!(loaded.remarks.len(), 1);
     let off = read_in(Path::new("."), &small("", "outbound-proxy: off\n"), &env).unwrap();
-    assert!(off.config.outbound_proxy.is_none() && off.remarks.is_empty());
+    assert!(off.config.outbound_proxies.is_empty() && off.remarks.is_empty());
+}
+
+#[test]
+fn each_host_has_its_proxy_and_the_first_that_fits_is_taken() {
+    let config = must(&small(
+        "",
+        "outbound-proxy:\n  - {url: 'http://a.example:1', for: [microsoftonline.com, 192.0.2.0/24]}\n  \
+         - {url: 'socks5h://b.example:2', use-for: mail, no-proxy: [.contoso.com]}\n  \
+         - {url: 'https://c.example', use-for: [identity, mail]}\n",
+    ));
+    let chosen = |purpose, host| {
+        let proxy = config.outbound_proxies.iter().find(|proxy| proxy.serves(purpose, host));
+        proxy.and_then(|proxy| proxy.url.host_str()).unwrap_or("none")
+    };
+    assert_eq!(chosen(Purpose::Identity, "login.microsoftonline.com"), "a.example");
+    assert_eq!(chosen(Purpose::Ews, "192.0.2.9"), "a.example");
+    assert_eq!(chosen(Purpose::Ews, "outlook.office365.com"), "none");
+    assert_eq!(chosen(Purpose::Mail, "outlook.office365.com"), "b.example");
+    assert_eq!(chosen(Purpose::Mail, "mail.contoso.com"), "c.example");
+    assert_eq!(chosen(Purpose::Identity, "sts.contoso.com"), "c.example");
+}
+
+#[test]
+fn negotiate_is_taken_by_a_build_that_has_it() {
+    let read = read(&small("", "outbound-proxy: {url: 'http://proxy.example:3128', auth: negotiate}\n"));
+    assert_eq!(read.is_ok(), cfg!(feature = "negotiate"));
+    if let Err(problems) = read {
+        assert_eq!(whats(&problems), ["this build has no Negotiate (Kerberos)"]);
+    }
 }
 
 #[test]
@@ -554,6 +585,8 @@ fn check_says_what_would_run_and_no_secret() {
         "rediss://redis.example, key given",
         "127.0.0.1:9143",
         "idle 35m",
+        "per mailbox 3 SMTP, 20 IMAP and 16 POP3, waiting for one 20s",
+        "4 per upstream at most, each for 45s",
     ] {
         assert!(said.contains(part), "{part}\n{said}");
     }

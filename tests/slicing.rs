@@ -216,12 +216,13 @@ proptest! {
         bytes in prop_oneof![from_upstream(), nearly_a_login()],
         lengths in vec(1_usize..20, 1..8),
         starttls: bool,
-        learn: bool,
+        which in 0_u8..3,
     ) {
-        let errand = if learn {
-            Errand::Learn { client_name: "client.example".to_owned() }
-        } else {
-            Errand::SignIn(sign_in(SaslMechanism::Xoauth2))
+        let client_name = "client.example".to_owned();
+        let errand = match which {
+            0 => Errand::Learn { client_name },
+            1 => Errand::Wait { client_name },
+            _ => Errand::SignIn(sign_in(SaslMechanism::Xoauth2)),
         };
         for (whole, cut) in backs(&errand, starttls).into_iter().zip(backs(&errand, starttls)) {
             let whole = back_steps(whole, !starttls, &[&bytes]);
@@ -251,14 +252,50 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn no_token_is_written_to_a_waiting_connection_that_is_not_encrypted(
+        before in prop_oneof![from_upstream(), nearly_a_login()],
+        after in from_upstream(),
+        starttls: bool,
+    ) {
+        let wait = Errand::Wait { client_name: "client.example".to_owned() };
+        for mut back in backs(&wait, starttls) {
+            back.feed(&before);
+            // the steps before a login cannot hold what the dialogue has not been given
+            while !matches!(back.step(), Step::Read) {}
+            back.sign_in(sign_in(SaslMechanism::Xoauth2));
+            let (steps, _) = back_steps(back, false, &[&after]);
+            for step in steps {
+                if let Step::Write(written) = step {
+                    let written = String::from_utf8_lossy(&written).into_owned();
+                    prop_assert!(!written.contains(TOKEN) && !written.contains("dXNlcj"), "{written}");
+                }
+            }
+        }
+    }
+}
+
 /// The property above would hold for a back that never writes a token at all.
 #[test]
 fn the_token_is_written_once_the_connection_is_encrypted() {
     let sign_in = sign_in(SaslMechanism::Xoauth2);
     let message = sasl::bearer(&sign_in, &Encrypted::pretend());
     let talks = [&b"+OK\r\n+\r\n"[..], b"220 a\r\n250-a\r\n250 AUTH XOAUTH2\r\n"];
-    for (back, talk) in backs(&Errand::SignIn(sign_in), false).into_iter().zip(talks) {
+    for (back, talk) in backs(&Errand::SignIn(sign_in.clone()), false).into_iter().zip(talks) {
         let (steps, _) = back_steps(back, true, &[talk]);
+        let written = |step: &BackStep| matches!(step, Step::Write(bytes) if String::from_utf8_lossy(bytes).contains(message.as_str()));
+        assert!(steps.iter().any(written), "{steps:?}");
+    }
+    let wait = Errand::Wait { client_name: sign_in.client_name.clone() };
+    let greetings = [&b"+OK\r\n"[..], b"220 a\r\n250-a\r\n250 AUTH XOAUTH2\r\n"];
+    for (mut back, greeting) in backs(&wait, false).into_iter().zip(greetings) {
+        back.secured(Encrypted::pretend());
+        back.feed(greeting);
+        while !matches!(back.step(), Step::Read) {}
+        assert!(back.waits());
+        back.sign_in(sign_in.clone());
+        let (steps, _) = back_steps(back, false, &[b"+\r\n"]);
         let written = |step: &BackStep| matches!(step, Step::Write(bytes) if String::from_utf8_lossy(bytes).contains(message.as_str()));
         assert!(steps.iter().any(written), "{steps:?}");
     }

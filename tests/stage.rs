@@ -10,10 +10,12 @@ use mailkey::app::App;
 use mailkey::config;
 use mailkey::simulator::{PUBLIC_CLIENT_ID, Settings, Simulator};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
+
+use crate::distance::Distance;
 
 /// How long a client process or an answer may take: generous, two cores are shared by all tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,6 +29,8 @@ pub struct Plan {
     pub oauth: Option<String>,
     /// Whole top-level sections, appended.
     pub sections: String,
+    /// How far away IMAP, POP3 and SMTP are, one way.
+    pub distance: Option<Duration>,
 }
 
 /// A running simulator and a running proxy.
@@ -34,6 +38,8 @@ pub struct Stage {
     pub office: Simulator,
     pub app: App,
     pub folder: TempDir,
+    /// The way to IMAP, POP3 and SMTP, where the plan has a distance.
+    pub ways: Vec<Distance>,
 }
 
 impl Stage {
@@ -51,12 +57,21 @@ impl Stage {
         let oauth = plan.oauth.unwrap_or_else(|| {
             format!("client-id: {PUBLIC_CLIENT_ID}, scope: 'https://outlook.office.com/.default'")
         });
-        let text = configuration(&office, &oauth, &plan.sections);
+        let mut ports = [office.imap().port(), office.pop3().port(), office.smtp().port()];
+        let mut ways = Vec::new();
+        if let Some(one_way) = plan.distance {
+            for (port, service) in ports.iter_mut().zip([office.imap(), office.pop3(), office.smtp()]) {
+                let way = Distance::to(service, one_way).await;
+                *port = way.address.port();
+                ways.push(way);
+            }
+        }
+        let text = configuration(&office, ports, &oauth, &plan.sections);
         let path = folder.path().join("proxy.yaml");
         std::fs::write(&path, text).unwrap();
         let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
         let app = App::start(loaded.config).unwrap();
-        Self { office, app, folder }
+        Self { office, app, folder, ways }
     }
 
     pub fn address(&self, listener: &str) -> SocketAddr {
@@ -71,20 +86,40 @@ impl Stage {
         self.folder.path().join(name)
     }
 
+    /// The value of a metric's line that begins so; 0 where there is none.
+    pub async fn metric(&self, start: &str) -> u64 {
+        let mut page = TcpStream::connect(self.app.admin_addresses()[0]).await.unwrap();
+        page.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        BufReader::new(page).read_to_string(&mut text).await.unwrap();
+        let line = text.lines().find(|line| line.starts_with(start));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a metric is at least that.
+    pub async fn until_metric(&self, start: &str, least: u64) {
+        let reached = async {
+            while self.metric(start).await < least {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("`{start}` never reached {least}"));
+    }
+
     /// A raw connection to a listener.
     pub async fn wire(&self, listener: &str) -> Wire {
         Wire(BufReader::new(TcpStream::connect(self.address(listener)).await.unwrap()))
     }
 }
 
-fn configuration(office: &Simulator, oauth: &str, sections: &str) -> String {
+fn configuration(office: &Simulator, [imap, pop3, smtp]: [u16; 3], oauth: &str, sections: &str) -> String {
     let authority = office.authority_url();
     let mut listeners = Vec::new();
-    for (protocol, upstream, upstream_tls) in [
-        ("imap", office.imap().port(), "implicit"),
-        ("pop3", office.pop3().port(), "implicit"),
-        ("smtp", office.smtp().port(), "starttls"),
-    ] {
+    for (protocol, upstream, upstream_tls) in
+        [("imap", imap, "implicit"), ("pop3", pop3, "implicit"), ("smtp", smtp, "starttls")]
+    {
         for (suffix, tls) in [("", "off"), ("-starttls", "starttls"), ("-tls", "implicit")] {
             listeners.push(format!(
                 "  - {{name: {protocol}{suffix}, protocol: {protocol}, listen: '127.0.0.1:0', tls: {tls}, \

@@ -154,6 +154,7 @@ mod redis {
             store: mailkey::config::model::Store::Redis(url.parse().unwrap()),
             key: Some(KeySource::File(path)),
             refresh_margin: Duration::from_mins(10),
+            extra_roots_file: None,
         })
         .unwrap()
     }
@@ -386,7 +387,7 @@ mod redis {
             let url = format!("rediss://{host}:{plain}/").parse().unwrap();
             RedisStore::connect(&url, &store_key(), roots).unwrap()
         };
-        let roots = std::fs::read(file("cert")).unwrap();
+        let roots = mailkey::token::store::redis::roots_with(Path::new(&file("cert"))).unwrap();
         let good = connect("localhost", Some(roots.clone()));
         good.save_sign_in(&key("a"), &stored("x")).await.unwrap();
         assert_eq!(good.sign_in(&key("a")).await.unwrap(), Some(stored("x")));

@@ -193,6 +193,7 @@ struct Settings {
     require_tls: bool,
     one_segment: bool,
     learn: bool,
+    wait: bool,
     max_refusals: u8,
     offer: Offer,
     host_name: String,
@@ -239,7 +240,8 @@ impl Script {
             "back" => Machine::Back(back(protocol, settings.starttls, settings.errand())),
             other => panic!("no side `{other}`"),
         };
-        let mut dialogue = Dialogue { machine, through: false };
+        let sign_in = settings.sign_in.clone();
+        let mut dialogue = Dialogue { machine, sign_in, through: false, waits: false };
         let mut heard = Vec::new();
         let mut ended = false;
         // A transcript that starts with input tells of a peer who speaks before we do.
@@ -291,6 +293,7 @@ impl Default for Settings {
             require_tls: false,
             one_segment: false,
             learn: false,
+            wait: false,
             max_refusals: 3,
             offer: Offer::default(),
             host_name: "mailkey.example".to_owned(),
@@ -314,6 +317,7 @@ impl Settings {
             "require-tls" => self.require_tls = true,
             "one-segment" => self.one_segment = true,
             "learn" => self.learn = true,
+            "wait" => self.wait = true,
             "max-refusals" => self.max_refusals = value.parse().unwrap(),
             "offer" => self.offer = offer(value),
             "host-name" => value.clone_into(&mut self.host_name),
@@ -346,6 +350,8 @@ impl Settings {
     fn errand(&self) -> Errand {
         if self.learn {
             Errand::Learn { client_name: self.sign_in.client_name.clone() }
+        } else if self.wait {
+            Errand::Wait { client_name: self.sign_in.client_name.clone() }
         } else {
             Errand::SignIn(self.sign_in.clone())
         }
@@ -355,6 +361,10 @@ impl Settings {
 /// A dialogue of either side.
 struct Dialogue {
     machine: Machine,
+    /// For `> sign-in`.
+    sign_in: SignIn,
+    /// Whether `= waits` has been reported.
+    waits: bool,
     /// Whether the login went through: all further input is the relay's.
     through: bool,
 }
@@ -379,6 +389,10 @@ impl Dialogue {
             Machine::Back(back) => {
                 let (ended, let_in) = drain_back(back.as_mut(), heard);
                 self.through |= let_in;
+                if back.waits() && !self.waits {
+                    merge(heard, Event::Report("waits".to_owned()));
+                }
+                self.waits = back.waits();
                 ended
             }
         }
@@ -399,6 +413,14 @@ impl Dialogue {
                 _ => HangUp::Refused(refusal(rest)),
             }),
             (Machine::Back(back), "secured") => back.secured(Encrypted::pretend()),
+            (Machine::Back(back), "sign-in") => {
+                let mut sign_in = self.sign_in.clone();
+                if !rest.is_empty() {
+                    rest.clone_into(&mut sign_in.client_name);
+                }
+                back.sign_in(sign_in);
+            }
+            (Machine::Back(back), "dismiss") => back.dismiss(),
             _ => panic!("cannot tell this dialogue `{what}`"),
         }
     }

@@ -1,14 +1,16 @@
 //! What one configuration puts behind its listeners: stations for mail, desks for EWS.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::error::StartError;
-use crate::config::model::{Config, Listener, Protocol};
+use crate::config::model::{Config, Listener, Upstream};
 use crate::ews::{self, desk::Desk};
 use crate::seats::Seats;
 use crate::serve::listener::{Room, Visit};
@@ -16,6 +18,8 @@ use crate::serve::recorder::Recordings;
 use crate::serve::session;
 use crate::serve::station::Station;
 use crate::serve::tls as front_tls;
+use crate::serve::turnstile::Turnstile;
+use crate::serve::warm::{WarmConnections, WarmSettings};
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::Broker;
@@ -24,6 +28,10 @@ use crate::token::request::Tokens;
 use crate::upstream::connector::Connector;
 use crate::upstream::https::HttpsClient;
 use crate::upstream::tls as back_tls;
+use crate::way;
+
+/// No token request takes longer.
+const LONGEST_REQUEST: Duration = Duration::from_secs(90);
 
 /// What outlives every configuration.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub(super) struct House {
     pub(super) broker: Arc<Broker>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) recordings: Arc<Recordings>,
+    /// Knows every session and warm connection, so that a stop can wait for them.
+    pub(super) sessions: TaskTracker,
     /// Ends accepting; sessions end as soon as they lose nothing by it.
     pub(super) draining: CancellationToken,
 }
@@ -39,18 +49,55 @@ pub(super) struct House {
 pub(super) struct Prepared {
     pub(super) config: Arc<Config>,
     pub(super) endpoint: Endpoint,
-    outbound_tls: Arc<rustls::ClientConfig>,
+    /// Ends what serves this configuration alone: warm connections, and later the way to the identity provider.
+    pub(super) closing: CancellationToken,
+    connector: Arc<Connector>,
     acceptor: Option<TlsAcceptor>,
+    gateway: CancellationToken,
 }
 
 impl Prepared {
     /// Reads all files that the configuration names.
-    pub(super) fn new(config: Config) -> Result<Self, StartError> {
+    pub(super) fn new(
+        config: Config,
+        draining: &CancellationToken,
+        stopping: &CancellationToken,
+    ) -> Result<Self, StartError> {
         let outbound_tls = back_tls::outbound_config(&config.tls)?;
         let acceptor = front_tls::acceptor(&config.tls)?;
-        let endpoint = Endpoint::new(outbound_tls.clone(), config.outbound_proxy.as_ref())
+        let connector = Arc::new(Connector::new(
+            outbound_tls.clone(),
+            config.outbound_proxies.clone(),
+            config.limits.connect_timeout,
+        ));
+        let gateway = stopping.child_token();
+        let endpoint = way::endpoint(outbound_tls, &connector, &gateway)
             .map_err(|error| StartError::Endpoint(error.to_string()))?;
-        Ok(Self { config: Arc::new(config), endpoint, outbound_tls: Arc::new(outbound_tls), acceptor })
+        let closing = draining.child_token();
+        Ok(Self { config: Arc::new(config), endpoint, closing, connector, acceptor, gateway })
+    }
+
+    /// What this configuration alone has open, to be closed after it.
+    pub(super) fn leftovers(&self) -> Leftovers {
+        Leftovers { closing: self.closing.clone(), gateway: self.gateway.clone() }
+    }
+}
+
+/// What a configuration that is no longer in force leaves open.
+pub(super) struct Leftovers {
+    closing: CancellationToken,
+    gateway: CancellationToken,
+}
+
+impl Leftovers {
+    /// Warm connections go at once; the way to the identity provider when the last request over it must have
+    /// been answered.
+    pub(super) fn clear(self) {
+        self.closing.cancel();
+        tokio::spawn(async move {
+            sleep(LONGEST_REQUEST).await;
+            self.gateway.cancel();
+        });
     }
 }
 
@@ -69,15 +116,20 @@ impl Rooms {
         house: &House,
         seats: &Seats,
         before: &[Arc<Station>],
+        bound: &dyn Fn(usize) -> Option<SocketAddr>,
     ) -> Result<Self, StartError> {
         let config = &prepared.config;
-        let proxy = config.outbound_proxy.clone().map(Arc::new);
-        let connector = Arc::new(Connector::new(Arc::clone(&prepared.outbound_tls), proxy));
-        let https = HttpsClient::new(Arc::clone(&connector));
+        let connector = &prepared.connector;
+        let https = HttpsClient::new(Arc::clone(connector));
+        let kept = before.first().filter(|old| old.limits == config.limits);
+        let turnstile = kept.map_or_else(|| Turnstile::new(&config.limits), |old| old.turnstile.clone());
+        let holds = before.first().map(|old| Arc::clone(&old.holds)).unwrap_or_default();
+        let mut warm: Vec<Arc<WarmConnections>> = Vec::new();
         let mut rooms = Self { all: Vec::new(), stations: Vec::new() };
-        for listener in &config.listeners {
-            if listener.protocol == Protocol::Ews {
-                rooms.all.push(ews_room(prepared, house, seats, listener, &https)?);
+        for (number, listener) in config.listeners.iter().enumerate() {
+            if matches!(listener.upstream, Upstream::Http(_)) {
+                let room = ews_room(prepared, house, seats, listener, &https, bound(number))?;
+                rooms.all.push(room);
                 continue;
             }
             let same = |old: &&Arc<Station>| {
@@ -90,9 +142,12 @@ impl Rooms {
             let station = Arc::new(Station {
                 offer,
                 tokens: Arc::clone(&house.broker) as Arc<dyn Tokens>,
-                connector: Arc::clone(&connector),
+                connector: Arc::clone(connector),
                 acceptor: prepared.acceptor.clone(),
                 seats: seats.clone(),
+                turnstile: turnstile.clone(),
+                holds: Arc::clone(&holds),
+                warm: warm_connections(prepared, house, listener, &mut warm),
                 limits: config.limits.clone(),
                 metrics: Arc::clone(&house.metrics),
                 recordings: Arc::clone(&house.recordings),
@@ -118,12 +173,43 @@ impl Rooms {
     }
 }
 
+/// The warm connections to a listener's upstream; listeners with the same upstream share them.
+fn warm_connections(
+    prepared: &Prepared,
+    house: &House,
+    listener: &Listener,
+    known: &mut Vec<Arc<WarmConnections>>,
+) -> Option<Arc<WarmConnections>> {
+    let Upstream::Mail(server) = &listener.upstream else { return None };
+    let limits = &prepared.config.limits;
+    if limits.warm_connections == 0 {
+        return None;
+    }
+    if let Some(same) = known.iter().find(|warm| warm.leads_to(listener.protocol, server)) {
+        return Some(Arc::clone(same));
+    }
+    let new = WarmConnections::new(WarmSettings {
+        protocol: listener.protocol,
+        server: server.clone(),
+        connector: Arc::clone(&prepared.connector),
+        most: limits.warm_connections,
+        max_age: limits.warm_connection_age,
+        host_name: host_name(),
+        metrics: Arc::clone(&house.metrics),
+        tracker: house.sessions.clone(),
+        draining: prepared.closing.clone(),
+    });
+    known.push(Arc::clone(&new));
+    Some(new)
+}
+
 fn ews_room(
     prepared: &Prepared,
     house: &House,
     seats: &Seats,
     listener: &Arc<Listener>,
     https: &HttpsClient<ews::desk::BoxBody>,
+    bound: Option<SocketAddr>,
 ) -> Result<Arc<Room>, StartError> {
     let limits = &prepared.config.limits;
     let desk = Desk::new(
@@ -136,7 +222,7 @@ fn ews_room(
     )
     .map_err(|error| StartError::Ews(listener.name.clone(), error.to_string()))?;
     let visitors = Arc::new(EwsVisitors {
-        desk: Arc::new(desk),
+        desk: Arc::new(desk.listening_on(bound)),
         acceptor: listener.tls.is_implicit().then(|| prepared.acceptor.clone()).flatten(),
         limit: limits.login_timeout,
         draining: house.draining.clone(),

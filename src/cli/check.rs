@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::out::Out;
 use crate::config::model::{
-    Account, Admin, BackTls, ClientAuth, Config, FrontTls, KeySource, Listener, OutboundProxy, ProxyAuth,
-    Sasl, TlsVersion, Upstream,
+    Account, Admin, BackTls, ClientAuth, Config, FrontTls, KeySource, Listener, OutboundProxy, Protocol,
+    ProxyAuth, Sasl, TlsVersion, Upstream, UserPattern,
 };
 
 /// The exit code where the file has problems: nothing would start.
@@ -45,9 +45,11 @@ pub fn describe(config: &Config) -> String {
         listener(&mut text, one);
     }
     text.push('\n');
-    match &config.outbound_proxy {
-        Some(proxy) => outbound_proxy(&mut text, proxy),
-        None => line(&mut text, "outbound proxy", "none"),
+    for proxy in &config.outbound_proxies {
+        outbound_proxy(&mut text, proxy);
+    }
+    if config.outbound_proxies.is_empty() {
+        line(&mut text, "outbound proxy", "none");
     }
     settings(&mut text, config);
     text
@@ -79,6 +81,12 @@ fn listener(text: &mut String, listener: &Listener) {
     if let Some(user) = &listener.fixed_account {
         add(text, format_args!("    without a login: {user}"));
     }
+    if let Some(url) = &listener.ews.public_url {
+        add(text, format_args!("    reached at {url}"));
+    }
+    if listener.ews.activesync {
+        add(text, format_args!("    with ActiveSync"));
+    }
     for one in &listener.accounts {
         account(text, listener, one);
     }
@@ -106,15 +114,31 @@ fn account(text: &mut String, listener: &Listener, account: &Account) {
     if let Some(resource) = &application.endpoints.v1_resource {
         add(text, format_args!("      resource   {resource}"));
     } else {
-        let grants = application.grants.iter();
-        let mut scopes: Vec<String> =
-            grants.map(|grant| application.scope_for(listener.protocol, *grant)).collect();
-        scopes.dedup();
-        add(text, format_args!("      scope      {}", scopes.join(", then ")));
+        for protocol in listener.uses() {
+            let grants = application.grants.iter();
+            let mut scopes: Vec<String> =
+                grants.map(|grant| application.scope_for(protocol, *grant)).collect();
+            scopes.dedup();
+            let scopes = scopes.join(", then ");
+            if protocol == listener.protocol {
+                add(text, format_args!("      scope      {scopes}"));
+            } else if application.scope.is_none() && application.has_users() {
+                add(text, format_args!("                 {scopes} for ActiveSync"));
+            }
+        }
     }
     let same = "as the client signs in";
     let mapped = account.mailbox_for(same, listener.protocol);
-    add(text, format_args!("      mailbox    {mapped}, by {sasl}"));
+    if listener.protocol == Protocol::Ews {
+        add(text, format_args!("      mailbox    {mapped}"));
+        if application.is_app_only() {
+            let also = account.ews_mailboxes.iter().map(UserPattern::as_str).collect::<Vec<_>>();
+            let named = if also.is_empty() { "itself".to_owned() } else { also.join(", ") };
+            add(text, format_args!("      impersonates {named}"));
+        }
+    } else {
+        add(text, format_args!("      mailbox    {mapped}, by {sasl}"));
+    }
     let checks = match account.password_hashes.len() {
         0 if application.grants.iter().all(|grant| grant.checks_password()) => {
             "by the identity provider".to_owned()
@@ -127,8 +151,11 @@ fn account(text: &mut String, listener: &Listener, account: &Account) {
 }
 
 fn outbound_proxy(text: &mut String, proxy: &OutboundProxy) {
+    let socks = proxy.url.scheme() == "socks5h";
     let auth = match proxy.auth {
-        ProxyAuth::Auto => "what it asks for",
+        ProxyAuth::Auto if socks => "what it asks for: basic",
+        ProxyAuth::Auto if cfg!(feature = "negotiate") => "what it asks for: negotiate, ntlm or basic",
+        ProxyAuth::Auto => "what it asks for: ntlm or basic; this build has no negotiate",
         ProxyAuth::None => "none",
         ProxyAuth::Basic => "basic",
         ProxyAuth::Ntlm => "ntlm",
@@ -138,13 +165,14 @@ fn outbound_proxy(text: &mut String, proxy: &OutboundProxy) {
         [("identity", proxy.use_for.identity), ("ews", proxy.use_for.ews), ("mail", proxy.use_for.mail)];
     let named: Vec<&str> = named.iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
     let who = proxy.username.as_deref().unwrap_or("nobody");
-    let what = format!(
-        "{} for {}, as {who} (auth: {auth}), {} exceptions",
-        proxy.url,
-        named.join(", "),
-        proxy.no_proxy.len()
-    );
+    let what = format!("{} for {}, as {who} (auth: {auth})", proxy.url, named.join(", "));
     line(text, "outbound proxy", &what);
+    for (label, rules) in [("only to", &proxy.hosts), ("but not to", &proxy.no_proxy)] {
+        if !rules.is_empty() {
+            let rules = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            line(text, "", &format!("{label} {rules}"));
+        }
+    }
 }
 
 fn settings(text: &mut String, config: &Config) {
@@ -161,7 +189,11 @@ fn settings(text: &mut String, config: &Config) {
         None => String::new(),
     };
     let quantum = if config.tls.post_quantum { ", post-quantum key exchange" } else { "" };
-    line(text, "tls", &format!("{version} or newer, {certificate}{roots}{quantum}"));
+    let client = match &config.tls.client_certificate_file {
+        Some(file) => format!(", client certificate {}", file.display()),
+        None => String::new(),
+    };
+    line(text, "tls", &format!("{version} or newer, {certificate}{roots}{quantum}{client}"));
     let key = match &config.tokens.key {
         Some(KeySource::File(file)) => format!(", key in {}", file.display()),
         Some(KeySource::Value(_)) => ", key given".to_owned(),
@@ -186,15 +218,25 @@ fn settings(text: &mut String, config: &Config) {
         text,
         "limits",
         &format!(
-            "{} sessions, {} per user, login {}, idle {}, drain {}, {} refusals",
+            "{} sessions, {} per user, per mailbox {} SMTP, {} IMAP and {} POP3, waiting for one {}, login {}, connect {}, idle {}, drain {}, {} refusals",
             limits.sessions,
             limits.sessions_per_user,
+            limits.smtp_sessions_per_mailbox,
+            limits.imap_sessions_per_mailbox,
+            limits.pop3_sessions_per_mailbox,
+            spell(limits.wait_for_session),
             spell(limits.login_timeout),
+            spell(limits.connect_timeout),
             spell(limits.idle_timeout),
             spell(limits.drain_timeout),
             limits.refusals_per_session
         ),
     );
+    let warm = match limits.warm_connections {
+        0 => "off".to_owned(),
+        most => format!("{most} per upstream at most, each for {}", spell(limits.warm_connection_age)),
+    };
+    line(text, "warm", &warm);
     let admin = match &config.admin {
         Some(Admin { listen }) => listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         None => "off".to_owned(),

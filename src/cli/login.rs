@@ -10,6 +10,7 @@ use clap::Args;
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::loopback::{Loopback, PATIENCE};
 use super::out::Out;
@@ -26,7 +27,9 @@ use crate::token::error::TokenError;
 use crate::token::grant::sign_in_key;
 use crate::token::sign_in::{self, AuthorizeRequest, SignInError, SignedIn};
 use crate::token::store::{self, SignInKey, Store};
+use crate::upstream::connector::Connector;
 use crate::upstream::tls as back_tls;
+use crate::way;
 
 /// Where the browser is sent in paste mode: nothing listens there, the address alone counts.
 const NOBODY_LISTENS: &str = "http://localhost";
@@ -79,9 +82,10 @@ struct Errand {
 impl Errand {
     /// The scope of all listeners that it serves.
     fn widen(&mut self) {
-        let accounts = self.listeners.iter().filter_map(|listener| {
-            let account = listener.account(&self.user)?;
-            Some((&*account.application, listener.protocol))
+        let accounts = self.listeners.iter().flat_map(|listener| {
+            let account = listener.account(&self.user);
+            let of = |protocol| Some((&*account?.application, protocol));
+            listener.uses().filter_map(of).collect::<Vec<_>>()
         });
         self.application.scope = Some(sign_in::scope_of_all(accounts, self.grant));
     }
@@ -163,7 +167,11 @@ async fn run_all(config: &Config, wishes: &LoginArguments, errands: &[Errand], o
 
 fn desk<'a>(config: &Config, wishes: &'a LoginArguments) -> Result<Desk<'a>, String> {
     let tls = back_tls::outbound_config(&config.tls).map_err(|why| why.to_string())?;
-    let endpoint = Endpoint::new(tls, config.outbound_proxy.as_ref()).map_err(|why| why.to_string())?;
+    let (proxies, limit) = (config.outbound_proxies.clone(), config.limits.connect_timeout);
+    let connector = Arc::new(Connector::new(tls.clone(), proxies, limit));
+    // the way ends with the program
+    let endpoint =
+        way::endpoint(tls, &connector, &CancellationToken::new()).map_err(|why| why.to_string())?;
     let store = store::visit(&config.tokens).map_err(|why| why.explain().to_string())?;
     Ok(Desk { endpoint, store, wishes, kept_in: config.tokens.store.to_string() })
 }

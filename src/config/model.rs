@@ -1,5 +1,6 @@
 //! What the program runs on: the configuration after every default, rule and reference is resolved.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub struct Config {
     /// In the file's order, names unique.
     pub listeners: Vec<Arc<Listener>>,
     /// The corporate proxy, where there is one.
-    pub outbound_proxy: Option<OutboundProxy>,
+    pub outbound_proxies: Vec<OutboundProxy>,
     /// Certificates and roots.
     pub tls: Tls,
     /// Where tokens are kept.
@@ -44,6 +45,8 @@ pub enum Protocol {
     Smtp,
     /// Exchange Web Services: SOAP over HTTP.
     Ews,
+    /// Exchange ActiveSync, on an EWS listener with `activesync: true`: no listener's own protocol.
+    ActiveSync,
 }
 
 impl Protocol {
@@ -54,12 +57,13 @@ impl Protocol {
             Self::Pop3 => "pop3",
             Self::Smtp => "smtp",
             Self::Ews => "ews",
+            Self::ActiveSync => "activesync",
         }
     }
 }
 
-impl std::fmt::Display for Protocol {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
@@ -83,6 +87,8 @@ pub struct Listener {
     pub fixed_account: Option<String>,
     /// SMTP only: the session is closed, between messages, this long before its token expires.
     pub token_expiry_margin: Duration,
+    /// EWS only: what goes beyond it.
+    pub ews: EwsSettings,
     /// The accounts as this listener sees them (its own `oauth` merged in), first match wins; the last is
     /// the `oauth` section itself and matches everybody, unless `accounts` are exclusive.
     pub accounts: Vec<Arc<Account>>,
@@ -93,6 +99,24 @@ impl Listener {
     pub fn account(&self, user: &str) -> Option<&Arc<Account>> {
         self.accounts.iter().find(|account| account.user.matches(user))
     }
+}
+
+impl Listener {
+    /// What it asks tokens for.
+    pub fn uses(&self) -> impl Iterator<Item = Protocol> {
+        let activesync = self.ews.activesync.then_some(Protocol::ActiveSync);
+        [self.protocol].into_iter().chain(activesync)
+    }
+}
+
+/// What an EWS listener has besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EwsSettings {
+    /// How mail clients reach the listener, without a path: what autodiscover and the WSDL name. `None`: as the
+    /// request does, if that is an address of the listener.
+    pub public_url: Option<Url>,
+    /// Whether `/Microsoft-Server-ActiveSync` is served.
+    pub activesync: bool,
 }
 
 /// TLS towards the mail client.
@@ -151,6 +175,9 @@ pub struct Account {
     pub mailbox: Option<String>,
     /// The same for SMTP, where a shared mailbox sends as its delegate; `None`: as `mailbox`.
     pub mailbox_smtp: Option<String>,
+    /// Mailboxes, besides its own, that an EWS client may name in `ExchangeImpersonation` where the token is the
+    /// application's own.
+    pub ews_mailboxes: Vec<UserPattern>,
     /// How its token is asked for.
     pub application: Arc<Application>,
     /// Argon2id hashes (PHC strings) of passwords that we check ourselves; any one opens the mailbox.
@@ -163,7 +190,7 @@ impl Account {
     pub fn mailbox_for(&self, user: &str, protocol: Protocol) -> String {
         let mapped = match protocol {
             Protocol::Smtp => self.mailbox_smtp.as_deref().or(self.mailbox.as_deref()),
-            Protocol::Imap | Protocol::Pop3 | Protocol::Ews => self.mailbox.as_deref(),
+            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => self.mailbox.as_deref(),
         };
         mapped.unwrap_or(user).to_owned()
     }
@@ -227,6 +254,16 @@ pub struct Application {
 }
 
 impl Application {
+    /// Whether its tokens are its own, whoever signs in: over EWS they open every mailbox of the tenant.
+    pub fn is_app_only(&self) -> bool {
+        self.grants.iter().all(|grant| grant.is_app_only())
+    }
+
+    /// Whether a grant gives tokens that are a user's.
+    pub fn has_users(&self) -> bool {
+        self.grants.iter().any(|grant| !grant.is_app_only())
+    }
+
     /// The scope to ask for: as configured, else the smallest one for the protocol (Microsoft's page
     /// "Authenticate an IMAP, POP or SMTP connection using OAuth").
     pub fn scope_for(&self, protocol: Protocol, grant: Grant) -> String {
@@ -246,6 +283,7 @@ impl Application {
             Protocol::Pop3 => "POP.AccessAsUser.All",
             Protocol::Smtp => "SMTP.Send",
             Protocol::Ews => "EWS.AccessAsUser.All",
+            Protocol::ActiveSync => "EAS.AccessAsUser.All",
         };
         format!("{}/{permission}", self.resource)
     }
@@ -311,6 +349,11 @@ impl Grant {
         }
     }
 
+    /// Whether the token is the application's own, and no user's.
+    pub fn is_app_only(self) -> bool {
+        matches!(self, Self::ClientCredentials | Self::ManagedIdentity)
+    }
+
     /// Whether the identity provider sees, and so checks, the client's password.
     pub fn checks_password(self) -> bool {
         matches!(self, Self::Password)
@@ -339,15 +382,31 @@ pub struct OutboundProxy {
     pub auth: ProxyAuth,
     /// What goes through it.
     pub use_for: UseFor,
-    /// What does not.
-    pub no_proxy: Vec<NoProxy>,
+    /// Which hosts go through it; empty: all.
+    pub hosts: Vec<HostRule>,
+    /// Which do not.
+    pub no_proxy: Vec<HostRule>,
 }
 
 impl OutboundProxy {
-    /// Whether a host is reached without the proxy.
-    pub fn bypasses(&self, host: &str) -> bool {
-        self.no_proxy.iter().any(|rule| rule.matches(host))
+    /// Whether it serves a connection for this purpose to this host.
+    pub fn serves(&self, purpose: Purpose, host: &str) -> bool {
+        let named = |rules: &[HostRule]| rules.iter().any(|rule| rule.matches(host));
+        self.use_for.includes(purpose)
+            && (self.hosts.is_empty() || named(&self.hosts))
+            && !named(&self.no_proxy)
     }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Token requests.
+    Identity,
+    /// EWS.
+    Ews,
+    /// IMAP, POP3, SMTP.
+    Mail,
 }
 
 /// How we sign in at the outbound proxy.
@@ -376,9 +435,20 @@ pub struct UseFor {
     pub mail: bool,
 }
 
-/// One entry of `no-proxy`.
+impl UseFor {
+    /// Whether a purpose is among them.
+    pub fn includes(self, purpose: Purpose) -> bool {
+        match purpose {
+            Purpose::Identity => self.identity,
+            Purpose::Ews => self.ews,
+            Purpose::Mail => self.mail,
+        }
+    }
+}
+
+/// One entry of `no-proxy` or `for`: some hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoProxy {
+pub enum HostRule {
     /// Everything.
     All,
     /// This name and every name below it; kept in lower case without a leading dot.
@@ -387,7 +457,7 @@ pub enum NoProxy {
     Net(IpNet),
 }
 
-impl NoProxy {
+impl HostRule {
     /// Whether the host (a DNS name or a literal address) falls under this rule.
     pub fn matches(&self, host: &str) -> bool {
         match self {
@@ -404,6 +474,17 @@ impl NoProxy {
     }
 }
 
+impl fmt::Display for HostRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Suffix(suffix) => f.write_str(suffix),
+            Self::Net(net) if net.prefix_len() == net.max_prefix_len() => write!(f, "{}", net.addr()),
+            Self::Net(net) => write!(f, "{net}"),
+        }
+    }
+}
+
 /// Certificates and roots.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
@@ -413,6 +494,10 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
     /// Added to the platform's roots.
     pub extra_roots_file: Option<PathBuf>,
+    /// Shown to an outbound proxy or an upstream that asks for one; PEM, leaf first.
+    pub client_certificate_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub client_key_file: Option<PathBuf>,
     /// The lowest version, both ways.
     pub minimum_version: TlsVersion,
     /// Whether the hybrid X25519MLKEM768 is offered first upstream.
@@ -438,6 +523,8 @@ pub struct Tokens {
     pub key: Option<KeySource>,
     /// A token with less life than this is renewed before it is handed out.
     pub refresh_margin: Duration,
+    /// Trusted besides the platform's roots, for `rediss://`: the same as [`Tls::extra_roots_file`].
+    pub extra_roots_file: Option<PathBuf>,
 }
 
 /// A token store.
@@ -451,15 +538,15 @@ pub enum Store {
     Redis(Url),
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
 }
 
 /// As in `proxy.yaml`, without user name and password.
-impl std::fmt::Display for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory"),
             Self::File(path) => write!(f, "file:{}", path.display()),
@@ -501,8 +588,22 @@ pub struct Limits {
     pub sessions: usize,
     /// Signed-in sessions at once per user.
     pub sessions_per_user: usize,
+    /// SMTP sessions at once per mailbox: Exchange Online takes 3, and says 432 to a fourth.
+    pub smtp_sessions_per_mailbox: usize,
+    /// IMAP sessions at once per mailbox.
+    pub imap_sessions_per_mailbox: usize,
+    /// POP3 sessions at once per mailbox.
+    pub pop3_sessions_per_mailbox: usize,
+    /// How long a login waits for one of them to end.
+    pub wait_for_session: Duration,
+    /// Connections kept ready for the next logins, at most, for each upstream; 0: none.
+    pub warm_connections: usize,
+    /// How old one may become: Exchange closes after 60 s without a login.
+    pub warm_connection_age: Duration,
     /// From accept to the answer to the login.
     pub login_timeout: Duration,
+    /// One step on the way to upstream: a name, a connection, the outbound proxy's tunnel, TLS.
+    pub connect_timeout: Duration,
     /// No byte either way for this long ends a session.
     pub idle_timeout: Duration,
     /// How long a stop waits for sessions to come to an end.
@@ -570,10 +671,10 @@ mod tests {
 
     #[test]
     fn no_proxy_takes_suffixes_and_networks() {
-        let suffix = NoProxy::Suffix("contoso.com".to_owned());
+        let suffix = HostRule::Suffix("contoso.com".to_owned());
         assert!(suffix.matches("Contoso.com") && suffix.matches("a.contoso.com."));
         assert!(!suffix.matches("notcontoso.com"));
-        let net = NoProxy::Net("10.0.0.0/8".parse().unwrap());
+        let net = HostRule::Net("10.0.0.0/8".parse().unwrap());
         assert!(net.matches("10.1.2.3") && !net.matches("11.1.2.3") && !net.matches("ten.example"));
     }
 }

@@ -596,11 +596,12 @@ const FEDERATED: &str = "federated-token-file";
 const IDENTITY_SCOPES: [&str; 4] = ["offline_access", "openid", "profile", "email"];
 
 /// The delegated permission of each protocol.
-const PERMISSIONS: [(Protocol, &str); 4] = [
+const PERMISSIONS: [(Protocol, &str); 5] = [
     (Protocol::Imap, "IMAP.AccessAsUser.All"),
     (Protocol::Pop3, "POP.AccessAsUser.All"),
     (Protocol::Smtp, "SMTP.Send"),
     (Protocol::Ews, "EWS.AccessAsUser.All"),
+    (Protocol::ActiveSync, "EAS.AccessAsUser.All"),
 ];
 
 /// The name that is meant: guides call POP's permission by a name that it does not have.

@@ -2,25 +2,50 @@
 
 use url::Url;
 
-use super::model::{NoProxy, OutboundProxy, ProxyAuth, UseFor};
+use super::model::{HostRule, OutboundProxy, ProxyAuth, UseFor};
 use super::raw::{Kind, Node, Place};
-use super::read::{At, Reader, network};
+use super::read::{At, Reader, Section, network};
 use crate::secret::Secret;
 
-pub(super) const KEYS: [&str; 7] =
-    ["url", "username", "password", "password-file", "auth", "use-for", "no-proxy"];
+pub(super) const KEYS: [&str; 8] =
+    ["url", "username", "password", "password-file", "auth", "use-for", "for", "no-proxy"];
 
 const SCHEMES: [&str; 3] = ["http", "https", "socks5h"];
 
 const DEFAULT_USE: UseFor = UseFor { identity: true, ews: true, mail: false };
 
-/// The corporate proxy: as the file says, else as the environment says. `outbound-proxy: off` means none.
-pub(super) fn outbound(reader: &Reader<'_>, node: Option<&Node>) -> Option<OutboundProxy> {
+/// The corporate proxies: as the file says, else as the environment says. `outbound-proxy: off` means none.
+pub(super) fn outbound(reader: &Reader<'_>, node: Option<&Node>) -> Vec<OutboundProxy> {
     match node {
-        None => from_environment(reader),
-        Some(node) if matches!(node.scalar(), Some("off" | "none")) => None,
-        Some(node) => from_file(reader, node),
+        None => from_environment(reader).into_iter().collect(),
+        Some(node) if matches!(node.scalar(), Some("off" | "none")) => Vec::new(),
+        Some(Node { kind: Kind::List(nodes), .. }) => several(reader, nodes),
+        Some(node) => from_file(reader, node).into_iter().collect(),
     }
+}
+
+/// A list: for every connection the first entry that serves it.
+fn several(reader: &Reader<'_>, nodes: &[Node]) -> Vec<OutboundProxy> {
+    let mut proxies: Vec<OutboundProxy> = Vec::new();
+    for node in nodes {
+        let Some(proxy) = from_file(reader, node) else { continue };
+        let all = |earlier: &OutboundProxy| earlier.hosts.is_empty() && earlier.no_proxy.is_empty();
+        let covered = |used: bool, by: fn(UseFor) -> bool| {
+            !used || proxies.iter().any(|earlier| all(earlier) && by(earlier.use_for))
+        };
+        if covered(proxy.use_for.identity, |uses| uses.identity)
+            && covered(proxy.use_for.ews, |uses| uses.ews)
+            && covered(proxy.use_for.mail, |uses| uses.mail)
+        {
+            reader.remark(
+                node.at,
+                "this proxy is never used: an entry above it takes everything",
+                "give the entry above a `for`, or move this one up",
+            );
+        }
+        proxies.push(proxy);
+    }
+    proxies
 }
 
 fn from_file(reader: &Reader<'_>, node: &Node) -> Option<OutboundProxy> {
@@ -40,6 +65,30 @@ fn from_file(reader: &Reader<'_>, node: &Node) -> Option<OutboundProxy> {
     }
     let username = section.get("username").and_then(|node| reader.text(node, "a user name"));
     let password = reader.secret(&section, "password");
+    let auth = sign_in(reader, &section);
+    let socks = url.as_ref().is_some_and(|url| url.value.scheme() == "socks5h");
+    if let Some(At { value: ProxyAuth::Ntlm | ProxyAuth::Negotiate, at }) = auth
+        && socks
+    {
+        reader.problem(at, "SOCKS knows user name and password only", "write `auth: basic`, or remove it");
+    }
+    // Everything is read before a bad URL ends it.
+    let use_for = section.get("use-for").map_or(DEFAULT_USE, |node| use_for(reader, node));
+    let hosts = section.get("for").map(|node| rules(reader, node)).unwrap_or_default();
+    let no_proxy = section.get("no-proxy").map(|node| rules(reader, node)).unwrap_or_default();
+    Some(OutboundProxy {
+        url: url?.value,
+        username: username.map(|name| name.value.as_str().to_owned()),
+        password: password.map(|password| password.value),
+        auth: auth.map_or(ProxyAuth::Auto, |auth| auth.value),
+        use_for,
+        hosts,
+        no_proxy,
+    })
+}
+
+/// `auth`, and whether it goes with the user name and password.
+fn sign_in(reader: &Reader<'_>, section: &Section<'_>) -> Option<At<ProxyAuth>> {
     let auth = section.get("auth").and_then(|node| {
         let choices = [
             ("auto", ProxyAuth::Auto),
@@ -59,22 +108,20 @@ fn from_file(reader: &Reader<'_>, node: &Node) -> Option<OutboundProxy> {
         }
         (None, false) | (Some(_), true) => {}
     }
-    if let Some(At { value: ProxyAuth::Basic | ProxyAuth::Ntlm, at }) = auth
-        && section.get("username").is_none()
-    {
-        reader.problem(at, "this `auth` needs a user name", "add `username` and `password-file`");
+    match auth {
+        Some(At { value: ProxyAuth::Basic | ProxyAuth::Ntlm, at }) if section.get("username").is_none() => {
+            reader.problem(at, "this `auth` needs a user name", "add `username` and `password-file`");
+        }
+        Some(At { value: ProxyAuth::Negotiate, at }) if !cfg!(feature = "negotiate") => {
+            reader.problem(
+                at,
+                "this build has no Negotiate (Kerberos)",
+                "build it with `--features negotiate`, or write `auth: ntlm` or `auth: basic`",
+            );
+        }
+        _ => {}
     }
-    // Everything is read before a bad URL ends it.
-    let use_for = section.get("use-for").map_or(DEFAULT_USE, |node| use_for(reader, node));
-    let no_proxy = section.get("no-proxy").map(|node| no_proxy(reader, node)).unwrap_or_default();
-    Some(OutboundProxy {
-        url: url?.value,
-        username: username.map(|name| name.value.as_str().to_owned()),
-        password: password.map(|password| password.value),
-        auth: auth.map_or(ProxyAuth::Auto, |auth| auth.value),
-        use_for,
-        no_proxy,
-    })
+    auth
 }
 
 fn use_for(reader: &Reader<'_>, node: &Node) -> UseFor {
@@ -98,7 +145,7 @@ fn use_for(reader: &Reader<'_>, node: &Node) -> UseFor {
     uses
 }
 
-fn no_proxy(reader: &Reader<'_>, node: &Node) -> Vec<NoProxy> {
+fn rules(reader: &Reader<'_>, node: &Node) -> Vec<HostRule> {
     let mut rules = Vec::new();
     for item in reader.list(node, "a list of domains, addresses and networks") {
         let rule = reader.parse(item, "a domain, an address, a network or `*`", |text| {
@@ -116,17 +163,17 @@ fn no_proxy(reader: &Reader<'_>, node: &Node) -> Vec<NoProxy> {
 }
 
 /// One entry: `*`, `.contoso.com`, `*.contoso.com`, `contoso.com`, `10.1.2.3`, `10.0.0.0/8`.
-fn rule(text: &str) -> Option<NoProxy> {
+fn rule(text: &str) -> Option<HostRule> {
     if text == "*" {
-        return Some(NoProxy::All);
+        return Some(HostRule::All);
     }
     if let Some(net) = network(text.trim_matches(['[', ']'])) {
-        return Some(NoProxy::Net(net));
+        return Some(HostRule::Net(net));
     }
     let suffix =
         text.trim_start_matches('*').trim_start_matches('.').trim_end_matches('.').to_ascii_lowercase();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    (!suffix.is_empty() && suffix.bytes().all(plain)).then_some(NoProxy::Suffix(suffix))
+    (!suffix.is_empty() && suffix.bytes().all(plain)).then_some(HostRule::Suffix(suffix))
 }
 
 /// HTTPS_PROXY, https_proxy, ALL_PROXY and NO_PROXY as curl reads them.
@@ -158,6 +205,7 @@ fn from_environment(reader: &Reader<'_>) -> Option<OutboundProxy> {
         password,
         auth: ProxyAuth::Auto,
         use_for: DEFAULT_USE,
+        hosts: Vec::new(),
         no_proxy: rules.filter_map(|entry| rule(&without_port(entry))).collect(),
     })
 }

@@ -10,8 +10,9 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::model::{
-    Account, Admin, Application, BackTls, Config, FrontTls, Grant, Guard, KeySource, Limits, Listener, Log,
-    LogFormat, MailServer, Protocol, Run, Store, Tls, TlsVersion, Tokens, Upstream, UserPattern,
+    Account, Admin, Application, BackTls, Config, EwsSettings, FrontTls, Grant, Guard, KeySource, Limits,
+    Listener, Log, LogFormat, MailServer, Protocol, Run, Store, Tls, TlsVersion, Tokens, Upstream,
+    UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
@@ -34,7 +35,7 @@ const TOP_KEYS: [&str; 12] = [
     "run",
 ];
 
-const LISTENER_KEYS: [&str; 11] = [
+const LISTENER_KEYS: [&str; 13] = [
     "name",
     "protocol",
     "listen",
@@ -45,25 +46,44 @@ const LISTENER_KEYS: [&str; 11] = [
     "token-expiry-margin-time",
     "allow-from",
     "fixed-account",
+    "public-url",
+    "activesync",
     "oauth",
 ];
 
-const ACCOUNT_KEYS: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "password-hash", "password-hash-file"];
-const TLS_KEYS: [&str; 5] =
-    ["certificate-file", "key-file", "extra-roots-file", "minimum-version", "post-quantum"];
+const ACCOUNT_KEYS: [&str; 6] =
+    ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "password-hash", "password-hash-file"];
+const TLS_KEYS: [&str; 7] = [
+    "certificate-file",
+    "key-file",
+    "extra-roots-file",
+    "minimum-version",
+    "post-quantum",
+    "client-certificate-file",
+    "client-key-file",
+];
 const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
 const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 6] = [
+const LIMIT_KEYS: [&str; 13] = [
     "sessions",
     "sessions-per-user",
+    "smtp-sessions-per-mailbox",
+    "imap-sessions-per-mailbox",
+    "pop3-sessions-per-mailbox",
+    "wait-for-session",
+    "warm-connections",
+    "warm-connection-age",
     "login-timeout",
+    "connect-timeout",
     "idle-timeout",
     "drain-timeout",
     "refusals-per-session",
 ];
 
 const RUN_KEYS: [&str; 3] = ["pid-file", "reload-on-change", "bind-retry"];
+/// How long Exchange waits for a login.
+const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -74,7 +94,8 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
     const SECTIONS: [&str; 8] =
         ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log", "run"];
-    const ADDRESSES: [&str; 5] = ["user", "mailbox", "mailbox-smtp", "fixed-account", "username"];
+    const ADDRESSES: [&str; 6] =
+        ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
     const OTHER: [&str; 3] = ["listen", "level", "format"];
     let known: [&[&str]; 11] = [
         &TOP_KEYS,
@@ -106,6 +127,7 @@ struct Draft {
     allow_from: Vec<IpNet>,
     fixed_account: Option<At<String>>,
     token_expiry_margin: Duration,
+    ews: EwsSettings,
     oauth: OAuth,
 }
 
@@ -114,6 +136,7 @@ struct Entry {
     user: At<UserPattern>,
     mailbox: Option<String>,
     mailbox_smtp: Option<String>,
+    ews_mailboxes: Vec<UserPattern>,
     password_hashes: Vec<String>,
     /// Hashes stand in the file, though perhaps none that could be read.
     guarded: bool,
@@ -159,16 +182,18 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             allow_from: draft.allow_from,
             fixed_account: draft.fixed_account.map(|user| user.value),
             token_expiry_margin: draft.token_expiry_margin,
+            ews: draft.ews,
             accounts,
         }));
     }
-    let tokens = tokens(reader, top.get("tokens"));
+    let mut tokens = tokens(reader, top.get("tokens"));
+    tokens.extra_roots_file.clone_from(&tls.extra_roots_file);
     remark_on_sign_ins(reader, &top, &tokens, &applications);
     let early = [&oauth].into_iter().chain(entries.iter().map(|entry| &entry.oauth));
     let early = early.map(OAuth::cloud).any(Cloud::locks_out_early);
     Some(Config {
         listeners,
-        outbound_proxy: proxy::outbound(reader, top.get("outbound-proxy")),
+        outbound_proxies: proxy::outbound(reader, top.get("outbound-proxy")),
         tls,
         tokens,
         guard: guard(reader, top.get("guard"), early),
@@ -275,6 +300,7 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
     if let (Some(at), false) = (section.key_at("token-expiry-margin-time"), protocol == Protocol::Smtp) {
         reader.remark(at, "`token-expiry-margin-time` has a meaning for `protocol: smtp` only", "remove it");
     }
+    let ews = ews(reader, &section, protocol, tls);
     let upstream = upstream(reader, &section, protocol, &oauth.over(top))?;
     Some(Draft {
         name: name?,
@@ -285,8 +311,40 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
         allow_from,
         fixed_account,
         token_expiry_margin,
+        ews,
         oauth,
     })
+}
+
+/// What only EWS listeners have.
+fn ews(reader: &Reader<'_>, section: &Section<'_>, protocol: Protocol, tls: FrontTls) -> EwsSettings {
+    for key in ["public-url", "activesync"] {
+        if let (Some(at), false) = (section.key_at(key), protocol == Protocol::Ews) {
+            reader.problem(at, format!("`{key}` has a meaning for `protocol: ews` only"), "remove it");
+        }
+    }
+    let public_url = section.get("public-url").and_then(|node| {
+        let url = reader.url(node, &["https", "http"])?;
+        if url.value.path() != "/" || url.value.query().is_some() || url.value.fragment().is_some() {
+            reader.problem(
+                url.at,
+                "`public-url` is scheme, host and port of this listener, and nothing behind them",
+                "cut it off behind the host, like `https://mail.contoso.com`",
+            );
+            return None;
+        }
+        if url.value.scheme() == "http" && tls.is_implicit() {
+            reader.problem(
+                url.at,
+                "this listener speaks TLS, and `public-url` names it without",
+                "write `https://` in `public-url`",
+            );
+            return None;
+        }
+        Some(url.value)
+    });
+    let activesync = section.get("activesync").and_then(|node| reader.flag(node)).unwrap_or(false);
+    EwsSettings { public_url, activesync }
 }
 
 fn front_tls(
@@ -437,7 +495,7 @@ fn default_upstream(oauth: &OAuth, protocol: Protocol) -> Option<&'static str> {
         Protocol::Imap => imap,
         Protocol::Pop3 => pop3,
         Protocol::Smtp => smtp,
-        Protocol::Ews => ews,
+        Protocol::Ews | Protocol::ActiveSync => ews,
     };
     (!host.is_empty()).then_some(host)
 }
@@ -532,20 +590,29 @@ fn tls(reader: &Reader<'_>, node: Option<&Node>) -> Tls {
     let Some(section) = node.and_then(|node| reader.section(node, "tls", &TLS_KEYS)) else {
         return Tls { post_quantum: true, ..Tls::default() };
     };
-    let certificate = section.get("certificate-file");
-    let key = section.get("key-file");
-    if let (Some(node), None) = (certificate, key) {
-        reader.problem(node.at, "`certificate-file` needs its key", "add `key-file`");
-    }
-    if let (None, Some(node)) = (certificate, key) {
-        reader.problem(node.at, "`key-file` needs its certificate", "add `certificate-file`");
-    }
+    let pair = |certificate_key: &str, key_key: &str| {
+        let (certificate, key) = (section.get(certificate_key), section.get(key_key));
+        if let (Some(node), None) = (certificate, key) {
+            let what = format!("`{certificate_key}` needs its key");
+            reader.problem(node.at, what, format!("add `{key_key}`"));
+        }
+        if let (None, Some(node)) = (certificate, key) {
+            let what = format!("`{key_key}` needs its certificate");
+            reader.problem(node.at, what, format!("add `{certificate_key}`"));
+        }
+        let certificate = certificate.and_then(|node| reader.file(node)).map(|file| file.value);
+        (certificate, key.and_then(|node| reader.private_file(node)).map(|file| file.value))
+    };
+    let (certificate_file, key_file) = pair("certificate-file", "key-file");
+    let (client_certificate_file, client_key_file) = pair("client-certificate-file", "client-key-file");
     let version = section
         .get("minimum-version")
         .and_then(|node| reader.one_of(node, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]));
     Tls {
-        certificate_file: certificate.and_then(|node| reader.file(node)).map(|file| file.value),
-        key_file: key.and_then(|node| reader.private_file(node)).map(|file| file.value),
+        certificate_file,
+        key_file,
+        client_certificate_file,
+        client_key_file,
         extra_roots_file: section
             .get("extra-roots-file")
             .and_then(|node| reader.file(node))
@@ -599,6 +666,7 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
     let user = section.get("user").and_then(|node| reader.text(node, "a user name, `*` for any characters"));
     let mailbox = text("mailbox", "the address of a mailbox");
     let mailbox_smtp = text("mailbox-smtp", "the address of a mailbox");
+    let ews_mailboxes = section.get("ews-mailboxes").map(|node| mailboxes(reader, node)).unwrap_or_default();
     let password_hashes = password_hashes(reader, &section);
     let oauth = OAuth::read(reader, &section);
     let user = user?;
@@ -606,10 +674,33 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
         user: At { value: UserPattern::new(&user.value), at: user.at },
         mailbox,
         mailbox_smtp,
+        ews_mailboxes,
         password_hashes,
         guarded: section.get("password-hash").is_some() || section.get("password-hash-file").is_some(),
         oauth,
     })
+}
+
+/// Addresses, with `*` for any characters.
+fn mailboxes(reader: &Reader<'_>, node: &Node) -> Vec<UserPattern> {
+    let expected = "the address of a mailbox, `*` for any characters, or a list of them";
+    let items = reader.list(node, expected);
+    if items.is_empty() && !matches!(node.kind, Kind::Map(_)) {
+        reader.problem(node.at, "`ews-mailboxes` names nobody", "name mailboxes, or remove the key");
+    }
+    let mut patterns = Vec::new();
+    for item in items {
+        let pattern = reader.parse(item, "the address of a mailbox, `*` for any characters", |text| {
+            let (local, domain) = text.rsplit_once('@').ok_or("write it with its domain: `*@contoso.com`")?;
+            if !text.is_ascii() || local.is_empty() || domain.is_empty() || text.contains(char::is_whitespace)
+            {
+                return Err("write it like `support@contoso.com` or `*@contoso.com`".to_owned());
+            }
+            Ok(UserPattern::new(text))
+        });
+        patterns.extend(pattern.map(|pattern| pattern.value));
+    }
+    patterns
 }
 
 fn password_hashes(reader: &Reader<'_>, section: &Section<'_>) -> Vec<String> {
@@ -666,7 +757,10 @@ impl Dealing<'_> {
     fn accounts(&self, draft: &Draft, applications: &mut Vec<Arc<Application>>) -> Vec<Arc<Account>> {
         let reader = self.reader;
         let listeners = draft.oauth.over(self.top);
-        if let Some((at, permission)) = listeners.leaves_out(draft.protocol) {
+        let activesync = draft.ews.activesync.then_some(Protocol::ActiveSync);
+        for (at, permission) in
+            [draft.protocol].into_iter().chain(activesync).filter_map(|used| listeners.leaves_out(used))
+        {
             reader.remark(
                 at,
                 format!("this scope leaves out `{permission}`, which listener `{}` needs", draft.name.value),
@@ -695,6 +789,7 @@ impl Dealing<'_> {
                 user: entry.user.value.clone(),
                 mailbox: entry.mailbox.clone(),
                 mailbox_smtp: entry.mailbox_smtp.clone(),
+                ews_mailboxes: entry.ews_mailboxes.clone(),
                 application,
                 password_hashes: entry.password_hashes.clone(),
             }));
@@ -727,6 +822,7 @@ impl Dealing<'_> {
             user: At { value: UserPattern::new("*"), at: self.at },
             mailbox: None,
             mailbox_smtp: None,
+            ews_mailboxes: Vec::new(),
             password_hashes: Vec::new(),
             guarded: false,
             oauth: OAuth::default(),
@@ -765,7 +861,8 @@ impl Dealing<'_> {
 }
 
 fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
-    let mut tokens = Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE };
+    let mut tokens =
+        Tokens { store: Store::Memory, key: None, refresh_margin: 10 * MINUTE, extra_roots_file: None };
     let Some(section) = node.and_then(|node| reader.section(node, "tokens", &TOKEN_KEYS)) else {
         return tokens;
     };
@@ -878,7 +975,14 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     let mut limits = Limits {
         sessions: 10_000,
         sessions_per_user: 100,
+        smtp_sessions_per_mailbox: 3,
+        imap_sessions_per_mailbox: 20,
+        pop3_sessions_per_mailbox: 16,
+        wait_for_session: 20 * SECOND,
+        warm_connections: 4,
+        warm_connection_age: 45 * SECOND,
         login_timeout: 30 * SECOND,
+        connect_timeout: 15 * SECOND,
         // An IMAP client that idles says something every 29 minutes (RFC 2177).
         idle_timeout: 35 * MINUTE,
         drain_timeout: 30 * SECOND,
@@ -889,20 +993,37 @@ fn limits(reader: &Reader<'_>, node: Option<&Node>) -> Limits {
     };
     for (key, value) in [
         ("login-timeout", &mut limits.login_timeout),
+        ("connect-timeout", &mut limits.connect_timeout),
         ("idle-timeout", &mut limits.idle_timeout),
         ("drain-timeout", &mut limits.drain_timeout),
+        ("wait-for-session", &mut limits.wait_for_session),
+        ("warm-connection-age", &mut limits.warm_connection_age),
     ] {
         if let Some(duration) = section.get(key).and_then(|node| reader.duration(node)) {
             *value = duration;
         }
     }
-    for (key, value) in
-        [("sessions", &mut limits.sessions), ("sessions-per-user", &mut limits.sessions_per_user)]
-    {
-        let count = section.get(key).and_then(|node| reader.count(node, 1, 1_000_000));
+    for (key, least, most, value) in [
+        ("sessions", 1, 1_000_000, &mut limits.sessions),
+        ("sessions-per-user", 1, 1_000_000, &mut limits.sessions_per_user),
+        ("smtp-sessions-per-mailbox", 1, 10_000, &mut limits.smtp_sessions_per_mailbox),
+        ("imap-sessions-per-mailbox", 1, 10_000, &mut limits.imap_sessions_per_mailbox),
+        ("pop3-sessions-per-mailbox", 1, 10_000, &mut limits.pop3_sessions_per_mailbox),
+        ("warm-connections", 0, 32, &mut limits.warm_connections),
+    ] {
+        let count = section.get(key).and_then(|node| reader.count(node, least, most));
         if let Some(count) = count.and_then(|count| usize::try_from(count).ok()) {
             *value = count;
         }
+    }
+    if let (true, Some(at)) =
+        (limits.warm_connection_age >= EXCHANGE_PATIENCE, section.key_at("warm-connection-age"))
+    {
+        reader.remark(
+            at,
+            "Exchange closes a connection after 60 s without a login",
+            "write 45s: time is needed for the login itself",
+        );
     }
     let refusals = section.get("refusals-per-session").and_then(|node| reader.count(node, 1, 255));
     if let Some(refusals) = refusals.and_then(|refusals| u8::try_from(refusals).ok()) {

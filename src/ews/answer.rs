@@ -60,6 +60,40 @@ pub(super) fn plain(status: StatusCode, sentence: &str) -> Response<BoxBody> {
     answer
 }
 
+/// A SOAP fault as Exchange words it, for what mail clients read the code of.
+pub(super) fn fault(code: &'static str, sentence: &'static str, soap12: bool) -> Response<BoxBody> {
+    const ERRORS: &str = "http://schemas.microsoft.com/exchange/services/2006/errors";
+    const TYPES: &str = "http://schemas.microsoft.com/exchange/services/2006/types";
+    let detail = format!(
+        "<e:ResponseCode xmlns:e=\"{ERRORS}\">{code}</e:ResponseCode><e:Message xmlns:e=\"{ERRORS}\">{sentence}</e:Message>"
+    );
+    let (namespace, fault, media) = if soap12 {
+        let fault = format!(
+            "<s:Code><s:Value>s:Sender</s:Value><s:Subcode><s:Value xmlns:a=\"{TYPES}\">a:{code}</s:Value></s:Subcode></s:Code>\
+             <s:Reason><s:Text xml:lang=\"en-US\">{sentence}</s:Text></s:Reason><s:Detail>{detail}</s:Detail>"
+        );
+        ("http://www.w3.org/2003/05/soap-envelope", fault, "application/soap+xml; charset=utf-8")
+    } else {
+        let fault = format!(
+            "<faultcode xmlns:a=\"{TYPES}\">a:{code}</faultcode><faultstring xml:lang=\"en-US\">{sentence}</faultstring>\
+             <detail>{detail}</detail>"
+        );
+        ("http://schemas.xmlsoap.org/soap/envelope/", fault, "text/xml; charset=utf-8")
+    };
+    let envelope = format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><s:Envelope xmlns:s=\"{namespace}\"><s:Body><s:Fault>{fault}</s:Fault></s:Body></s:Envelope>"
+    );
+    document(StatusCode::INTERNAL_SERVER_ERROR, media, envelope)
+}
+
+/// A document of our own making.
+pub(super) fn document(status: StatusCode, media: &'static str, text: String) -> Response<BoxBody> {
+    let mut answer = plain(status, "");
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    *answer.body_mut() = body::text(text);
+    answer
+}
+
 /// The connection cannot be used for another request.
 pub(super) fn and_close(mut answer: Response<BoxBody>) -> Response<BoxBody> {
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -11,6 +11,7 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::desk::{BoxBody, BoxError};
 use super::record::Record;
+use super::wire::Patience;
 use crate::seats::Seat;
 
 /// How much of a request is kept until upstream has taken the token: what is larger, the mail client sends again.
@@ -39,6 +40,8 @@ struct Tapped {
     /// What came so far; `None` once it is more than [`MAX_REPLAY`] or no replay can come.
     copy: Option<Vec<u8>>,
     octets: u64,
+    /// Upstream got some of it.
+    went_out: bool,
     taken_back: bool,
     ended: bool,
 }
@@ -51,6 +54,7 @@ impl RequestBody {
             body,
             copy: fits.then(Vec::new),
             octets: 0,
+            went_out: false,
             taken_back: false,
             ended,
         })))
@@ -59,6 +63,21 @@ impl RequestBody {
     /// To be sent upstream, once.
     pub(super) fn lend(&self) -> BoxBody {
         Lent(self.clone()).boxed_unsync()
+    }
+
+    /// To be sent upstream, once, behind these octets in place of those that were read already.
+    pub(super) fn lend_behind(&self, head: impl Into<Bytes>) -> BoxBody {
+        Prefixed { head: head.into(), rest: Lent(self.clone()) }.boxed_unsync()
+    }
+
+    /// The next piece, for us; `None`: there is no more.
+    pub(super) async fn piece(&self) -> Option<Result<Bytes, BoxError>> {
+        self.next().await
+    }
+
+    /// Whether upstream got any of it.
+    pub(super) fn went_out(&self) -> bool {
+        self.lock().went_out
     }
 
     /// Its length, where the mail client announced it.
@@ -158,7 +177,9 @@ impl Body for Lent {
         if tapped.taken_back {
             return Poll::Ready(Some(Err("the request was taken back".into())));
         }
-        tapped.poll_next(cx).map_ok(Frame::data)
+        let polled = tapped.poll_next(cx);
+        tapped.went_out |= matches!(polled, Poll::Ready(Some(Ok(_))));
+        polled.map_ok(Frame::data)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -171,12 +192,56 @@ impl Body for Lent {
     }
 }
 
+/// Something of ours, then the rest of the mail client's body.
+struct Prefixed {
+    head: Bytes,
+    rest: Lent,
+}
+
+impl Body for Prefixed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let head = std::mem::take(&mut self.head);
+        if head.is_empty() {
+            return Pin::new(&mut self.rest).poll_frame(cx);
+        }
+        let mut tapped = self.rest.0.lock();
+        if tapped.taken_back {
+            return Poll::Ready(Some(Err("the request was taken back".into())));
+        }
+        tapped.went_out = true;
+        Poll::Ready(Some(Ok(Frame::data(head))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.head.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.size_hint();
+        let head = self.head.len() as u64;
+        let mut whole = SizeHint::new();
+        whole.set_lower(rest.lower().saturating_add(head));
+        if let Some(upper) = rest.upper() {
+            whole.set_upper(upper.saturating_add(head));
+        }
+        whole
+    }
+}
+
 /// Upstream's body on its way to the mail client. Dropping it drops upstream's at once, frees the seat and
 /// writes the request's line in the log.
 pub(super) struct ResponseBody {
     pub(super) body: BoxBody,
     pub(super) record: Record,
     pub(super) _seat: Seat,
+    /// Keeps a connection up over which nothing moves for longer than `idle-timeout`.
+    pub(super) _patience: Option<Patience>,
 }
 
 impl Body for ResponseBody {

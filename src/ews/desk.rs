@@ -1,5 +1,6 @@
 //! What a connection needs from the rest of the program: where tokens come from, how requests go out, bounds.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -71,6 +72,8 @@ pub struct Desk {
     pub plain: bool,
     /// The only origin that requests go to.
     pub(super) origin: Origin,
+    /// Where it listens.
+    pub(super) address: Option<SocketAddr>,
 }
 
 /// Why a listener cannot serve EWS.
@@ -111,7 +114,13 @@ impl Desk {
         };
         let origin = Origin { scheme: Scheme::HTTPS, authority: authority.parse()? };
         let plain = listener.tls == crate::config::model::FrontTls::Off;
-        Ok(Self { listener, tokens, sender, seats, limits, metrics, plain, origin })
+        Ok(Self { listener, tokens, sender, seats, limits, metrics, plain, origin, address: None })
+    }
+
+    /// The same for one of the listener's sockets: mail clients may be told this address.
+    #[must_use]
+    pub fn listening_on(self, address: Option<SocketAddr>) -> Self {
+        Self { address, ..self }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::config::model::Protocol;
 use crate::explain::{CauseKind, Explain, Explanation, Fault, Passes, Refusal};
+use crate::token::catalogue::{Context, exchange};
 
 /// Why a request was not served, or was served with a bad end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +16,29 @@ pub(super) enum EwsError {
     },
     /// No account matches the user name.
     NotServed,
-    /// The account's token would open every mailbox of the tenant.
-    AppOnly,
+    /// The grants give now a user's token, now the application's own, and nobody can tell which it is.
+    MixedGrants,
+    /// ActiveSync takes no token of an application.
+    AppOnlyActiveSync,
+    /// The account's mailbox cannot be impersonated: it is no address.
+    NoAddress {
+        /// The mailbox.
+        mailbox: String,
+    },
+    /// The token is the application's own, and this can be used with a user's only.
+    AppOnlyPath,
+    /// The request names a mailbox, or asks for rights, that the account has not.
+    Impersonation {
+        /// What exactly.
+        why: String,
+    },
+    /// The mailbox cannot be put into the request.
+    Soap {
+        /// Why.
+        why: &'static str,
+    },
+    /// `Host` is no address of the listener, and there is no `public-url`.
+    UnknownHost,
     /// `limits.sessions-per-user`.
     TooMany {
         /// The limit.
@@ -31,20 +54,15 @@ pub(super) enum EwsError {
         /// What it said, in one printable line.
         diagnostics: String,
     },
-    /// Upstream refused a fresh token too.
-    RefusedTwice {
-        /// What it said, in one printable line.
-        diagnostics: String,
-    },
     /// Upstream sends the mail client to another host.
     Redirected,
+    /// The WSDL or a schema came in a way that cannot be rewritten.
+    Description,
     /// Upstream answered with something that is no final response.
     NoAnswer {
         /// The status.
         status: u16,
     },
-    /// 403 without a word, after a good token.
-    Disabled,
     /// 403 with a reason in its body.
     Forbidden,
     /// A web page asks, not a mail client.
@@ -70,14 +88,64 @@ impl Explain for EwsError {
                 "add the user to `accounts` in proxy.yaml, or correct the name in the mail client",
                 admin(CauseKind::NotServed),
             ),
-            Self::AppOnly => (
-                "EWS-APP-ONLY",
+            Self::MixedGrants => (
+                "EWS-MIXED-GRANTS",
                 Fault::Configuration,
-                "the account's grant gives a token of the application itself, which opens every mailbox of the \
-                 tenant over EWS"
+                "the account's grants give now a user's token, now the application's own; over EWS the two are used \
+                 differently"
                     .to_owned(),
-                "set `grant: password` or `grant: device-code` in the `oauth` section of the EWS listener",
+                "set one `grant` in the `oauth` section of the EWS listener, or of the account",
                 admin(CauseKind::Application),
+            ),
+            Self::AppOnlyActiveSync => (
+                "EAS-APP-ONLY",
+                Fault::Configuration,
+                "ActiveSync takes no token of an application, and the account's grant gives nothing else".to_owned(),
+                "set `grant: password` or `grant: device-code` for accounts that use ActiveSync",
+                admin(CauseKind::Application),
+            ),
+            Self::NoAddress { mailbox } => (
+                "EWS-NO-ADDRESS",
+                Fault::Configuration,
+                format!(
+                    "`{}` is no address of a mailbox, and with the application's token one has to be named",
+                    crate::explain::one_line(mailbox, 100)
+                ),
+                "set `mailbox` in the account, or enter the whole address as the user name in the mail client",
+                admin(CauseKind::NotServed),
+            ),
+            Self::AppOnlyPath => (
+                "EWS-APP-ONLY-PATH",
+                Fault::MailClient,
+                "with the application's token only SOAP requests to /EWS/Exchange.asmx are passed on: no other \
+                 names the mailbox it acts on"
+                    .to_owned(),
+                "set `grant: password` or `grant: device-code` for the account, if the mail client needs it",
+                admin(CauseKind::Application),
+            ),
+            Self::Impersonation { why } => (
+                "EWS-IMPERSONATION",
+                Fault::MailClient,
+                why.clone(),
+                "have the mail client name no mailbox, or one of its account; add the mailbox to `ews-mailboxes` of \
+                 the account, if the account may open it",
+                admin(CauseKind::Mailbox),
+            ),
+            Self::Soap { why } => (
+                "EWS-SOAP",
+                Fault::MailClient,
+                format!("the mailbox cannot be put into the request: {why}"),
+                "have the mail client send plain SOAP in UTF-8 without a DTD",
+                admin(CauseKind::Application),
+            ),
+            Self::UnknownHost => (
+                "EWS-PUBLIC-URL",
+                Fault::Configuration,
+                "the request names a host that is no address of the listener, so nobody knows what to tell the mail \
+                 client to connect to"
+                    .to_owned(),
+                "set `public-url` of the EWS listener to the address that mail clients use",
+                admin(CauseKind::NotServed),
             ),
             Self::TooMany { limit } => (
                 "EWS-TOO-MANY-REQUESTS",
@@ -103,16 +171,6 @@ impl Explain for EwsError {
                     Refusal::Unavailable { retry_after: Some(Duration::from_secs(1)) },
                 ),
             ),
-            Self::RefusedTwice { diagnostics } => {
-                let (kind, remedy) = refused_because(diagnostics);
-                (
-                    "EWS-TOKEN-REFUSED",
-                    Fault::Tenant,
-                    format!("Exchange refuses a fresh token: {diagnostics}"),
-                    remedy,
-                    admin(kind),
-                )
-            }
             Self::Redirected => (
                 "EWS-REDIRECT",
                 Fault::Provider,
@@ -120,22 +178,19 @@ impl Explain for EwsError {
                 "set `upstream` of the EWS listener to the host of this tenant",
                 admin(CauseKind::Mailbox),
             ),
+            Self::Description => (
+                "EWS-DESCRIPTION",
+                Fault::Provider,
+                "the WSDL came compressed, broken off or too long, and its address could not be rewritten".to_owned(),
+                "let the mail client read the WSDL from a file, or ask again",
+                (Passes::ByItself(None), Refusal::Unavailable { retry_after: None }),
+            ),
             Self::NoAnswer { status } => (
                 "EWS-NO-ANSWER",
                 Fault::Provider,
                 format!("Exchange answered with status {status}, which ends no request"),
                 "look for a proxy on the way that meddles with HTTP",
                 (Passes::ByItself(None), Refusal::Unavailable { retry_after: None }),
-            ),
-            Self::Disabled => (
-                "EWS-DISABLED",
-                Fault::Tenant,
-                "Exchange took the token and answers 403 without a word: EWS is off for this tenant, mailbox or \
-                 application; Exchange Online ends EWS for good on 1 April 2027"
-                    .to_owned(),
-                "run `Set-OrganizationConfig -EwsEnabled $true`, add the application's id to \
-                 `-EwsAllowedAppIDs`, check `Get-CASMailbox` for `EwsEnabled` and the mailbox's licence",
-                admin(CauseKind::Mailbox),
             ),
             Self::Forbidden => (
                 "EWS-FORBIDDEN",
@@ -156,20 +211,27 @@ impl Explain for EwsError {
     }
 }
 
-/// Reads upstream's diagnostics: `number;reason="…";error_category="…"`.
-fn refused_because(diagnostics: &str) -> (CauseKind, &'static str) {
-    let said = |word: &str| diagnostics.contains(word);
-    if said("insufficient_claims") {
-        (CauseKind::Policy, "exempt the account or this computer from the Conditional Access policy")
-    } else if said("invalid_resource") || said("audience") {
-        (CauseKind::Application, "remove `scope` from proxy.yaml, or set it to a scope of the EWS host")
-    } else if said("invalid_tenant") {
-        (CauseKind::Application, "set `directory-id` to the tenant that holds the mailbox")
-    } else if said("invalid_user") {
-        (CauseKind::Mailbox, "give the account a mailbox and a licence for Exchange Online")
-    } else {
-        (CauseKind::Application, "give the application the permission `EWS.AccessAsUser.All`, with consent")
+/// What Exchange's refusal of a fresh token means, with its own words behind it.
+pub(super) fn token_refused(diagnostics: &str, context: &Context<'_>) -> Explanation {
+    let mut story = exchange(Protocol::Ews, "401", Some(diagnostics), context);
+    if !diagnostics.is_empty() {
+        story.what = format!("{}: {diagnostics}", story.what);
     }
+    story
+}
+
+/// 403 without a word, after a good token: EWS is switched off, or the mailbox has no ActiveSync.
+pub(super) fn switched_off(protocol: Protocol, context: &Context<'_>) -> Explanation {
+    let mut story = exchange(Protocol::Ews, "403", None, context);
+    if protocol == Protocol::ActiveSync {
+        story.code = "EAS-403".into();
+        "ActiveSync is blocked for this application, device or mailbox; the token itself is good"
+            .clone_into(&mut story.what);
+        "check `Get-CASMailbox` for `ActiveSyncEnabled`, the device access rules, and that the device speaks \
+         ActiveSync 16.1"
+            .clone_into(&mut story.remedy);
+    }
+    story
 }
 
 #[cfg(test)]
@@ -179,10 +241,23 @@ mod tests {
     #[test]
     fn a_refused_token_names_what_exchange_said() {
         let aud = r#"2000003;reason="The audience claim value is invalid 'aud'.";error_category="invalid_resource""#;
-        let explained = EwsError::RefusedTwice { diagnostics: aud.to_owned() }.explain();
-        assert!(explained.what.contains(aud));
-        assert_eq!(explained.refusal, Refusal::contact_admin(CauseKind::Application));
-        assert!(explained.remedy.contains("scope"));
-        assert_eq!(refused_because(r#"Bearer error="insufficient_claims""#).0, CauseKind::Policy);
+        let story = token_refused(aud, &Context::default());
+        assert!(story.what.contains(aud), "{story}");
+        assert_eq!((story.code.as_ref(), story.refusal), ("EWS-401-2000003", admin(CauseKind::Application)));
+        assert!(story.remedy.contains("scope"));
+    }
+
+    #[test]
+    fn a_wordless_403_names_the_switch_and_the_day_when_it_no_longer_helps() {
+        let context = Context { application: "11111111-2222", ..Context::default() };
+        let story = switched_off(Protocol::Ews, &context);
+        for needle in ["EwsAllowedAppIDs", "11111111-2222", "1 April 2027"] {
+            assert!(story.remedy.contains(needle), "{story}");
+        }
+        assert!(!switched_off(Protocol::ActiveSync, &context).remedy.contains("Ews"));
+    }
+
+    fn admin(kind: CauseKind) -> Refusal {
+        Refusal::contact_admin(kind)
     }
 }

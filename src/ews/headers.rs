@@ -11,12 +11,21 @@ use super::desk::Origin;
 /// Routes a request to the right back end of Exchange Online.
 const ANCHOR: HeaderName = HeaderName::from_static("x-anchormailbox");
 
+/// Whom `X-AnchorMailbox` names.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Anchor<'a> {
+    /// The mail client's own, else this mailbox.
+    Default(&'a str),
+    /// This mailbox, whatever the mail client says: the application's token acts on it.
+    Always(&'a str),
+}
+
 /// Makes a mail client's header fields fit to go upstream.
 ///
 /// Gone are: what belongs to the connection (RFC 9110 §7.6.1) and what `Connection` names, `Host`,
 /// `Authorization` of every scheme, framing, `Expect`, and all that claims to come from a proxy. Everything
 /// else stays, `User-Agent` and cookies above all: Exchange's access policies and affinity hang on them.
-pub(super) fn for_upstream(headers: &mut HeaderMap, mailbox: &str) {
+pub(super) fn for_upstream(headers: &mut HeaderMap, anchor: Anchor<'_>) {
     drop_hop_by_hop(headers);
     for name in [HOST, AUTHORIZATION, EXPECT, CONTENT_LENGTH] {
         headers.remove(name);
@@ -27,6 +36,13 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, mailbox: &str) {
             || name == "x-real-ip"
             || name == "x-original-url"
     });
+    let mailbox = match anchor {
+        Anchor::Default(mailbox) => mailbox,
+        Anchor::Always(mailbox) => {
+            headers.remove(&ANCHOR);
+            mailbox
+        }
+    };
     let routable = mailbox.contains('@') && mailbox.bytes().all(|b| b.is_ascii_graphic());
     if !headers.contains_key(&ANCHOR)
         && routable
@@ -192,7 +208,7 @@ mod tests {
             ("proxy-authorization", "Basic eDp5"),
             ("proxy-connection", "keep-alive"),
         ]);
-        for_upstream(&mut headers, "a@contoso.com");
+        for_upstream(&mut headers, Anchor::Default("a@contoso.com"));
         assert_eq!(headers, map(&[("x-anchormailbox", "a@contoso.com")]));
     }
 
@@ -213,7 +229,7 @@ mod tests {
             ("method", "POST"),
         ]);
         let mut headers = kept.clone();
-        for_upstream(&mut headers, "a@contoso.com");
+        for_upstream(&mut headers, Anchor::Default("a@contoso.com"));
         assert_eq!(headers, kept);
     }
 
@@ -221,7 +237,7 @@ mod tests {
     fn a_name_that_is_no_address_is_not_made_a_header() {
         for odd in ["scanner", "a b@c", "ä@contoso.com"] {
             let mut headers = HeaderMap::new();
-            for_upstream(&mut headers, odd);
+            for_upstream(&mut headers, Anchor::Default(odd));
             assert!(headers.is_empty(), "{odd}");
         }
     }

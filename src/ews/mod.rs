@@ -14,12 +14,15 @@
 //! Standards: RFC 9110, RFC 9112, RFC 7617. Exchange Online ends EWS on 1 April 2027.
 
 mod answer;
+mod autodiscover;
 mod basic;
 mod body;
+mod description;
 pub mod desk;
 mod error;
 mod forward;
 mod headers;
+mod impersonation;
 mod record;
 mod target;
 mod wire;
@@ -119,7 +122,7 @@ pub async fn serve(io: BoxIo, peer: SocketAddr, desk: Arc<Desk>, cancel: Cancell
         let mut connection = pin!(connection);
         let mut stop_by: Option<Instant> = None;
         loop {
-            let idle_by = state.moved() + limits.idle_timeout;
+            let idle_by = state.idle_at(limits.idle_timeout);
             let wake = stop_by.map_or(idle_by, |stop_by| stop_by.min(idle_by));
             tokio::select! {
                 over = connection.as_mut() => break match over {
@@ -136,7 +139,7 @@ pub async fn serve(io: BoxIo, peer: SocketAddr, desk: Arc<Desk>, cancel: Cancell
                     if stop_by.is_some_and(|stop_by| stop_by <= now) {
                         break Ended::Stopped;
                     }
-                    if state.moved() + limits.idle_timeout <= now {
+                    if state.idle_at(limits.idle_timeout) <= now {
                         break Ended::Idle;
                     }
                 }

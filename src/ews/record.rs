@@ -35,6 +35,8 @@ enum Ended {
     Relaying,
     /// Upstream broke off within its answer.
     BrokeOff(String),
+    /// The answer is our own.
+    Answered,
     /// We refused it.
     Refused(Box<Explanation>),
     /// We turned it away before anybody signed in.
@@ -128,6 +130,12 @@ impl Record {
         self.ended = Ended::Refused(Box::new(why));
     }
 
+    /// We answered it ourselves.
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        self.ended = Ended::Answered;
+    }
+
     /// We turned it away before anybody signed in: worth a line only to who debugs.
     pub(super) fn turned_away(&mut self, why: &'static str, status: StatusCode) {
         self.status = status.as_u16();
@@ -188,6 +196,7 @@ impl Drop for Record {
                 return;
             }
             Ended::Relayed => "done",
+            Ended::Answered => "answered here",
             Ended::Left | Ended::Relaying => "the mail client left",
             Ended::BrokeOff(why) => why.as_str(),
         };

@@ -5,9 +5,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -15,17 +16,45 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::stream::BoxIo;
 
+/// Longest `HeartbeatInterval` of ActiveSync's `Ping` (MS-ASCMD 2.2.3.79.1: 3540 s), and a bit for the answer's way.
+const LONGEST_PING: Duration = Duration::from_secs(3540 + 120);
+
 /// What is known about a connection while it is open.
 #[derive(Debug)]
 pub(super) struct WireState {
     moved: Mutex<Instant>,
     ambiguous: AtomicBool,
+    patient: AtomicUsize,
+}
+
+/// While it lives, silence is what both sides agreed on.
+#[derive(Debug)]
+pub(super) struct Patience(Arc<WireState>);
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        self.0.patient.fetch_sub(1, Ordering::Relaxed);
+        // What was silence so far was no idleness.
+        self.0.touch();
+    }
 }
 
 impl WireState {
     /// When the last byte went either way.
     pub(super) fn moved(&self) -> Instant {
         *self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Silence is agreed on, up to the limit of ActiveSync's `Ping`, for as long as the guard lives.
+    pub(super) fn be_patient(self: &Arc<Self>) -> Patience {
+        self.patient.fetch_add(1, Ordering::Relaxed);
+        Patience(Arc::clone(self))
+    }
+
+    /// When the connection is idle, if nothing moves until then.
+    pub(super) fn idle_at(&self, idle_timeout: Duration) -> Instant {
+        let patient = self.patient.load(Ordering::Relaxed) > 0;
+        self.moved() + if patient { idle_timeout.max(LONGEST_PING) } else { idle_timeout }
     }
 
     /// Whether a request's length could be read in two ways. It stays so: nothing behind it can be trusted.
@@ -48,8 +77,11 @@ pub(super) struct Wire {
 impl Wire {
     /// Starts watching at the first byte of a connection.
     pub(super) fn new(io: BoxIo) -> (Self, Arc<WireState>) {
-        let state =
-            Arc::new(WireState { moved: Mutex::new(clock::now()), ambiguous: AtomicBool::new(false) });
+        let state = Arc::new(WireState {
+            moved: Mutex::new(clock::now()),
+            ambiguous: AtomicBool::new(false),
+            patient: AtomicUsize::new(0),
+        });
         (Self { io, framing: Framing::default(), state: Arc::clone(&state) }, state)
     }
 }

@@ -165,6 +165,11 @@ pub enum Errand {
         /// SMTP's EHLO name.
         client_name: String,
     },
+    /// Come as far as one gets without a secret, then wait for [`Back::sign_in`].
+    Wait {
+        /// SMTP's EHLO name; said again where the one who signs in has another.
+        client_name: String,
+    },
 }
 
 /// What a back brings home.
@@ -219,6 +224,12 @@ pub trait Back: Send {
     fn secured(&mut self, proof: Encrypted);
     /// What to do next; ask until it says [`Step::Read`].
     fn step(&mut self) -> Step<Result<Welcome, BackError>>;
+    /// Whether it has been greeted and waits for [`Back::sign_in`]: whatever upstream says now ends it.
+    fn waits(&self) -> bool;
+    /// Whom to sign in, after [`Errand::Wait`]. Before the greeting it holds for what follows.
+    fn sign_in(&mut self, sign_in: SignIn);
+    /// Nobody is going to sign in: say goodbye in the protocol's words, if it [waits](Back::waits).
+    fn dismiss(&mut self);
     /// What upstream sent behind its answer to the login, to be forwarded first.
     fn into_rest(self: Box<Self>) -> Vec<u8>;
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::mem;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
@@ -16,6 +17,9 @@ use crate::upstream::error::UpstreamError;
 
 /// How much is read at once during a dialogue, in octets.
 const CHUNK: usize = 4096;
+
+/// How much a mail client may pipeline behind a login that waits its turn, in octets.
+const MAX_PIPELINED: usize = 16 * 1024;
 
 /// How a dialogue with the mail client came to its point.
 #[derive(Debug)]
@@ -115,6 +119,22 @@ pub enum BackFailure {
     Broke(UpstreamError),
 }
 
+/// Listens to a mail client that waits for us, and returns when it has hung up.
+///
+/// What it pipelines meanwhile is kept for the dialogue, up to a bound; behind that nothing is read.
+pub async fn until_gone(dialogue: &mut dyn Front, io: &mut BoxIo) {
+    let mut chunk = Zeroizing::new(Vec::new());
+    let mut kept = 0;
+    while kept < MAX_PIPELINED {
+        match receive(io, &mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => kept += length,
+        }
+        dialogue.feed(&chunk);
+    }
+    std::future::pending::<()>().await;
+}
+
 /// Runs the dialogue with upstream to its end.
 ///
 /// # Errors
@@ -126,6 +146,65 @@ pub async fn back(
     server: &MailServer,
     tape: &mut Tape,
 ) -> Result<Welcome, BackFailure> {
+    signed_in(dialogue, io, connector, server, &mut false, tape).await
+}
+
+/// The same, and takes note of whether upstream has said anything at all.
+///
+/// # Errors
+/// As [`back`].
+pub async fn signed_in(
+    dialogue: &mut dyn Back,
+    io: &mut BoxIo,
+    connector: &Connector,
+    server: &MailServer,
+    heard: &mut bool,
+    tape: &mut Tape,
+) -> Result<Welcome, BackFailure> {
+    match converse(dialogue, io, connector, server, heard, tape).await? {
+        Some(welcome) => Ok(welcome),
+        None => Err(BackFailure::Said(BackError::Unexpected {
+            expected: "a login",
+            got: "a dialogue that waits for one".to_owned(),
+        })),
+    }
+}
+
+/// Runs the dialogue with upstream until it waits for a login.
+///
+/// # Errors
+/// As [`back`].
+pub async fn until_it_waits(
+    dialogue: &mut dyn Back,
+    io: &mut BoxIo,
+    connector: &Connector,
+    server: &MailServer,
+) -> Result<(), BackFailure> {
+    converse(dialogue, io, connector, server, &mut false, &mut Tape::default()).await.map(|_| ())
+}
+
+/// Has a dialogue that waits say goodbye.
+///
+/// # Errors
+/// The socket breaks.
+pub async fn dismiss(dialogue: &mut dyn Back, io: &mut BoxIo) -> io::Result<()> {
+    dialogue.dismiss();
+    let mut out = Vec::new();
+    while let Step::Write(bytes) = dialogue.step() {
+        append(&mut out, bytes);
+    }
+    send(io, &mut out).await
+}
+
+/// `None`: the dialogue waits for a login.
+async fn converse(
+    dialogue: &mut dyn Back,
+    io: &mut BoxIo,
+    connector: &Connector,
+    server: &MailServer,
+    heard: &mut bool,
+    tape: &mut Tape,
+) -> Result<Option<Welcome>, BackFailure> {
     let broke = |error: io::Error| {
         let why = error.to_string();
         BackFailure::Broke(UpstreamError::Broken { target: format!("{}:{}", server.host, server.port), why })
@@ -140,10 +219,20 @@ pub async fn back(
             }
             Step::Read => {
                 send(io, &mut out).await.map_err(broke)?;
-                if receive(io, &mut chunk).await.map_err(broke)? == 0 {
+                if dialogue.waits() {
+                    return Ok(None);
+                }
+                let limit = connector.answer_limit();
+                let Ok(received) = timeout(limit, receive(io, &mut chunk)).await else {
+                    let target = format!("{}:{}", server.host, server.port);
+                    let doing = "waiting for its next line";
+                    return Err(BackFailure::Broke(UpstreamError::TimedOut { target, doing, limit }));
+                };
+                if received.map_err(broke)? == 0 {
                     return Err(broke(io::Error::other("it hung up during the sign-in")));
                 }
                 tape.heard(&chunk);
+                *heard = true;
                 dialogue.feed(&chunk);
             }
             Step::StartTls => {
@@ -162,7 +251,7 @@ pub async fn back(
                 }
                 // after a refusal, upstream is told goodbye where the dialogue has one to say
                 send(io, &mut out).await.map_err(broke)?;
-                return result.map_err(BackFailure::Said);
+                return result.map(Some).map_err(BackFailure::Said);
             }
             Step::Close(_) => return Err(broke(io::Error::other("the dialogue was broken off"))),
         }

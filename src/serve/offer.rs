@@ -29,7 +29,7 @@ pub fn exchange_online(protocol: Protocol) -> Offer {
             "CHUNKING",
             "SMTPUTF8",
         ],
-        Protocol::Ews => &[],
+        Protocol::Ews | Protocol::ActiveSync => &[],
     };
     Offer(words.iter().map(|&word| word.to_owned()).collect())
 }

@@ -191,8 +191,13 @@ impl Recorder {
     }
 
     /// A sign-in upstream begins: what it writes along.
-    pub fn back(&mut self, sign_in: &SignIn, starttls: bool) -> &mut Tape {
-        &mut self.back.insert((sign_in.clone(), starttls, Tape::default())).2
+    pub fn back(&mut self, sign_in: &SignIn, starttls: bool, warm: bool) -> &mut Tape {
+        let tape = &mut self.back.insert((sign_in.clone(), starttls, Tape::default())).2;
+        if warm {
+            // its greeting is of another time: the transcript would not begin at the beginning
+            tape.note("# this connection was ready before the login; it does not replay");
+        }
+        tape
     }
 
     /// The login was refused: the answer that the mail client gets, and the story's code.

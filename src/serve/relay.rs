@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::turnstile::Pass;
 use crate::clock;
 use crate::stream::{BoxIo, Side};
 
@@ -74,6 +75,8 @@ pub struct Rules {
     pub draining: CancellationToken,
     /// Knows those moments; without it a quiet moment is one.
     pub watch: Option<Box<dyn Watch>>,
+    /// The session's place upstream: free as soon as upstream has closed, however long the mail client lingers.
+    pub pass: Option<Pass>,
 }
 
 /// How a relay went.
@@ -125,6 +128,7 @@ pub async fn relay(front: BoxIo, back: BoxIo, rules: Rules) -> Ended {
         up: Half::new(Side::Front),
         down: Half::new(Side::Back),
         watch: rules.watch,
+        pass: rules.pass,
         last: clock::now(),
         first_closed: None,
     };
@@ -176,6 +180,7 @@ struct Pipe {
     /// From the back to the front.
     down: Half,
     watch: Option<Box<dyn Watch>>,
+    pass: Option<Pass>,
     /// When a byte was last seen.
     last: Instant,
     first_closed: Option<Side>,
@@ -188,6 +193,9 @@ impl Pipe {
         let down = self.down.poll(cx, &mut self.back, &mut self.front, &mut self.watch);
         if before != (self.up.count, self.down.count) {
             self.last = clock::now();
+        }
+        if self.down.eof {
+            self.pass = None;
         }
         for half in [up, down] {
             if let Poll::Ready(Err((side, error))) = half {
@@ -350,7 +358,13 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, duplex};
 
     fn rules() -> Rules {
-        Rules { idle: Duration::from_secs(60), end_at: None, draining: CancellationToken::new(), watch: None }
+        Rules {
+            idle: Duration::from_secs(60),
+            end_at: None,
+            draining: CancellationToken::new(),
+            watch: None,
+            pass: None,
+        }
     }
 
     #[tokio::test]

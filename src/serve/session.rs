@@ -2,17 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
 use super::recorder::Recorder;
 use super::relay::{Ended, Rules, relay};
 use super::station::Station;
+use super::turnstile::{Crowded, Pass};
 use super::verdict;
+use super::warm::Ready;
 use crate::clock;
 use crate::config::model::{Account, BackTls, FrontTls, MailServer, Protocol, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
@@ -82,7 +87,41 @@ struct Opened {
     origin: Origin,
     token_ends: Instant,
     welcome: Welcome,
+    /// Over a connection that was ready, or a new one.
+    connection: &'static str,
     _seat: Seat,
+    /// The relay's, once it begins.
+    pass: Option<Pass>,
+}
+
+/// An upstream connection on which the login went through.
+struct Admitted {
+    io: BoxIo,
+    /// What upstream sent behind its answer.
+    rest: Vec<u8>,
+    welcome: Welcome,
+    connection: &'static str,
+}
+
+/// Why a login came to nothing.
+enum Setback {
+    Refused(Box<Explanation>),
+    /// The mail client hung up while it waited its turn.
+    Left,
+    /// The proxy stops.
+    Stopping,
+}
+
+impl From<Explanation> for Setback {
+    fn from(story: Explanation) -> Self {
+        Self::Refused(Box::new(story))
+    }
+}
+
+/// The mail client's side, while its login is decided.
+struct Counterpart<'a> {
+    dialogue: &'a mut dyn Front,
+    io: &'a mut BoxIo,
 }
 
 impl Session {
@@ -135,7 +174,8 @@ impl Session {
                     return Outcome::Over("no login within `login-timeout`".to_owned());
                 }
             };
-            match self.open(&login, &mut recorder).await {
+            let client = Counterpart { dialogue: &mut *front, io: &mut io };
+            match self.open(&login, client, &mut recorder).await {
                 Ok((back, to_front, opened)) => {
                     front.grant(opened.welcome.offer.as_ref());
                     if let Err(error) = drive::say(&mut *front, &mut io, &mut recorder).await {
@@ -151,7 +191,14 @@ impl Session {
                         opened,
                     }));
                 }
-                Err(story) => {
+                Err(Setback::Left) => {
+                    return Outcome::Over("the mail client left while it waited for a session".to_owned());
+                }
+                Err(Setback::Stopping) => {
+                    self.goodbye(front, io, HangUp::ShuttingDown, &mut recorder).await;
+                    return Outcome::Over("the proxy stops".to_owned());
+                }
+                Err(Setback::Refused(story)) => {
                     self.report(&login, &story);
                     recorder.refused(&story.refusal, &story.code);
                     front.refuse(&story.refusal);
@@ -192,47 +239,49 @@ impl Session {
         recorder.settle();
     }
 
-    /// Token, connection, XOAUTH2: all of it within twice the login's time limit.
+    /// Token, turn, connection, XOAUTH2: all of it within twice the login's time limit, the turn apart.
     async fn open(
         &self,
         login: &Login,
+        mut client: Counterpart<'_>,
         recorder: &mut Recorder,
-    ) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
+    ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
         let limit = self.station.limits.login_timeout * 2;
         let deadline = clock::now() + limit;
-        timeout_at(deadline, self.open_by(login, deadline, recorder)).await.unwrap_or_else(|_| {
-            Err(Explanation {
-                code: "LOGIN-TIMEOUT".into(),
-                fault: Fault::Network,
-                what: format!("token and upstream sign-in took longer than {limit:?} together"),
-                remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be".to_owned(),
-                passes: Passes::ByItself(None),
-                refusal: Refusal::Unavailable { retry_after: None },
-            })
-        })
-    }
-
-    async fn open_by(
-        &self,
-        login: &Login,
-        deadline: Instant,
-        recorder: &mut Recorder,
-    ) -> Result<(BoxIo, Vec<u8>, Opened), Explanation> {
         let (station, protocol) = (&self.station, self.station.listener.protocol);
         let user = login.credentials.user.as_str();
         let account = station.listener.account(user).ok_or_else(|| not_served(user))?;
         let server = station.server().ok_or_else(|| not_served(user))?;
         let mailbox = account.mailbox_for(user, protocol);
+        let credentials = &login.credentials;
+        let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
+        // the password is proven first: a stranger takes nobody's place
+        let mut granted = station.tokens.token(&request).await?;
+        let asked_for_turn = clock::now();
+        let until = asked_for_turn + station.limits.wait_for_session;
+        let pass = self.turn(&mailbox, until, &mut client).await?;
+        // a turn that was waited for takes nothing from what follows
+        let mut deadline = deadline + (clock::now() - asked_for_turn);
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
-        let request = TokenRequest { account, protocol, credentials: &login.credentials, deadline };
-        let mut again = true;
+        let (mut again, mut patient) = (true, true);
         loop {
-            let granted = station.tokens.token(&request).await?;
-            match self.knock(login, account, server, &mailbox, &granted, recorder).await {
-                Ok((io, rest, welcome)) => {
+            let knock = self.knock(login, account, server, &mailbox, &granted, recorder);
+            match timeout_at(deadline, knock).await.map_err(|_| slow(limit))? {
+                Ok(Admitted { io, rest, welcome, connection }) => {
                     station.remember(welcome.offer.clone());
+                    if let Some(warm) = &station.warm {
+                        warm.logged_in(login.client_name.as_deref());
+                    }
                     let (origin, token_ends) = (granted.origin, granted.expires_at);
-                    let opened = Opened { mailbox, origin, token_ends, welcome, _seat: seat };
+                    let opened = Opened {
+                        mailbox,
+                        origin,
+                        token_ends,
+                        welcome,
+                        connection,
+                        _seat: seat,
+                        pass: Some(pass),
+                    };
                     return Ok((io, rest, opened));
                 }
                 Err(BackFailure::Said(BackError::Refused { reply, .. }))
@@ -245,12 +294,132 @@ impl Session {
                         "upstream refused an old token; asking for a fresh one"
                     );
                     again = false;
+                    granted = station.tokens.token(&request).await?;
                 }
                 Err(failure) => {
-                    let context = context(account, user);
-                    return Err(verdict::explain(&failure, protocol, server, &context));
+                    let story = verdict::explain(&failure, protocol, server, &context(account, user));
+                    // this login is one of them, once: somebody else may have had the mailbox' sessions
+                    if self.heed(&mailbox, &story) && patient {
+                        patient = false;
+                        let sat_down = clock::now();
+                        let wait = self.sit_out(&mailbox, until);
+                        match self.attended(&mailbox, &mut client, wait).await {
+                            Ok(()) => {
+                                deadline += clock::now() - sat_down;
+                                continue;
+                            }
+                            Err(Setback::Refused(_)) => {}
+                            Err(gone) => return Err(gone),
+                        }
+                    }
+                    return Err(story.into());
                 }
             }
+        }
+    }
+
+    /// Waits until upstream would take one more session of this mailbox.
+    async fn turn(
+        &self,
+        mailbox: &str,
+        until: Instant,
+        client: &mut Counterpart<'_>,
+    ) -> Result<Pass, Setback> {
+        let (holds, turnstile) = (&self.station.holds, &self.station.turnstile);
+        let protocol = self.station.listener.protocol;
+        let turn = async {
+            if let Some(held) = holds.on(protocol, mailbox).filter(|held| clock::now() + held.left() > until)
+            {
+                return Err(held.explain(mailbox).into());
+            }
+            let left = until.saturating_duration_since(clock::now());
+            let pass = turnstile.pass(protocol, mailbox, left).await;
+            let pass = pass.map_err(|crowded| self.crowded(mailbox, crowded))?;
+            self.sit_out(mailbox, until).await?;
+            Ok(pass)
+        };
+        self.attended(mailbox, client, turn).await
+    }
+
+    /// Waits for the end of the hold on this mailbox, if there is one.
+    async fn sit_out(&self, mailbox: &str, until: Instant) -> Result<(), Setback> {
+        while let Some(held) = self.station.holds.on(self.station.listener.protocol, mailbox) {
+            if clock::now() + held.left() > until {
+                return Err(held.explain(mailbox).into());
+            }
+            sleep(held.left()).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for as long as there is somebody to wait for.
+    async fn attended<T>(
+        &self,
+        mailbox: &str,
+        client: &mut Counterpart<'_>,
+        wait: impl Future<Output = Result<T, Setback>>,
+    ) -> Result<T, Setback> {
+        let (station, since) = (&self.station, clock::now());
+        let mut wait = std::pin::pin!(wait);
+        // mostly there is nothing to wait for, and nobody to listen to
+        let at_once = std::future::poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await;
+        if let Poll::Ready(done) = at_once {
+            return done;
+        }
+        let label = ListenerLabel { listener: station.listener.name.clone() };
+        let waiting = Waiting::new(station.metrics.waiting.get_or_create_owned(&label));
+        let done = tokio::select! {
+            done = wait => done,
+            () = drive::until_gone(client.dialogue, client.io) => Err(Setback::Left),
+            () = station.draining.cancelled() => Err(Setback::Stopping),
+        };
+        drop(waiting);
+        tracing::info!(
+            session = self.id,
+            mailbox,
+            ms = milliseconds(clock::now() - since),
+            let_in = done.is_ok(),
+            "the login waited until upstream takes another session of this mailbox"
+        );
+        done
+    }
+
+    /// Takes note of an answer that asks for patience with this mailbox; whether there is any.
+    fn heed(&self, mailbox: &str, story: &Explanation) -> bool {
+        let held = self.station.holds.heed(self.station.listener.protocol, mailbox, story);
+        if let Some(wait) = held {
+            tracing::warn!(
+                session = self.id,
+                mailbox,
+                code = %story.code,
+                ms = milliseconds(wait),
+                "upstream asks for patience with this mailbox: its next logins are held back"
+            );
+        }
+        held.is_some()
+    }
+
+    fn crowded(&self, mailbox: &str, crowded: Crowded) -> Explanation {
+        let Crowded { most, queue_full } = crowded;
+        let protocol = self.station.listener.protocol;
+        let why = if queue_full {
+            "and as many logins wait as may".to_owned()
+        } else {
+            format!("and none ended within {:?}", self.station.limits.wait_for_session)
+        };
+        Explanation {
+            code: "SESSIONS-PER-MAILBOX".into(),
+            fault: Fault::MailClient,
+            what: format!(
+                "`{mailbox}` has {most} sessions open over {protocol}, as many as Exchange Online takes, {why}"
+            ),
+            remedy: format!(
+                "let the application use fewer connections for this mailbox; where upstream takes more, raise \
+                 `limits.{}-sessions-per-mailbox`",
+                protocol.to_string().to_lowercase()
+            ),
+            passes: Passes::ByItself(None),
+            refusal: Refusal::TooManySessions,
         }
     }
 
@@ -262,7 +431,7 @@ impl Session {
         mailbox: &str,
         granted: &Granted,
         recorder: &mut Recorder,
-    ) -> Result<(BoxIo, Vec<u8>, Welcome), BackFailure> {
+    ) -> Result<Admitted, BackFailure> {
         let sign_in = SignIn {
             mailbox: mailbox.to_owned(),
             token: granted.token.clone(),
@@ -274,16 +443,48 @@ impl Session {
             host: server.host.clone(),
             port: server.port,
         };
+        let ready = match &self.station.warm {
+            Some(warm) => warm.take().await,
+            None => None,
+        };
+        if let Some(ready) = ready
+            && let Some(done) = self.knock_warm(ready, sign_in.clone(), server, recorder).await
+        {
+            return done;
+        }
         let connector = &self.station.connector;
         let (mut io, proof) = connector.open(server).await.map_err(BackFailure::Broke)?;
-        let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls);
-        let mut dialogue = self.station.back(server, Errand::SignIn(sign_in));
+        let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls, false);
+        let mut dialogue = dialogue::back(self.station.listener.protocol, server, Errand::SignIn(sign_in));
         if let Some(proof) = proof {
             tape.note(">  secured");
             dialogue.secured(proof);
         }
         let welcome = drive::back(&mut *dialogue, &mut io, connector, server, tape).await?;
-        Ok((io, dialogue.into_rest(), welcome))
+        Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "new" })
+    }
+
+    /// Signs in over a connection that was ready; `None`: it was dead, and the token was not looked at.
+    async fn knock_warm(
+        &self,
+        ready: Ready,
+        sign_in: SignIn,
+        server: &MailServer,
+        recorder: &mut Recorder,
+    ) -> Option<Result<Admitted, BackFailure>> {
+        let Ready { mut io, mut dialogue } = ready;
+        let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls, true);
+        dialogue.sign_in(sign_in);
+        let mut heard = false;
+        let connector = &self.station.connector;
+        match drive::signed_in(&mut *dialogue, &mut io, connector, server, &mut heard, tape).await {
+            Ok(welcome) => Some(Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "warm" })),
+            Err(failure) if !heard || is_goodbye(&failure) => {
+                tracing::debug!(session = self.id, ?failure, "a warm connection was dead; dialling");
+                None
+            }
+            Err(failure) => Some(Err(failure)),
+        }
     }
 
     async fn relay(&self, mut signed_in: SignedIn) {
@@ -311,6 +512,7 @@ impl Session {
                 .flatten(),
             draining: station.draining.clone(),
             watch,
+            pass: signed_in.opened.pass.take(),
         };
         let SignedIn { front, back, user, mechanism, opened, .. } = signed_in;
         let ended = relay(front, back, rules).await;
@@ -333,6 +535,7 @@ impl Session {
             mailbox = opened.mailbox,
             mechanism,
             token = opened.origin.as_str(),
+            connection = opened.connection,
             up,
             down,
             ms = self.lasted(),
@@ -350,7 +553,7 @@ impl Session {
 
     /// How long it has lasted, in milliseconds.
     fn lasted(&self) -> u64 {
-        u64::try_from((clock::now() - self.started).as_millis()).unwrap_or(u64::MAX)
+        milliseconds(clock::now() - self.started)
     }
 
     /// A session without a login.
@@ -386,6 +589,31 @@ impl Session {
     }
 }
 
+/// Whether upstream closed the connection rather than answer: its time limit and our login may cross.
+fn is_goodbye(failure: &BackFailure) -> bool {
+    matches!(failure, BackFailure::Said(BackError::TryLater { reply }) if reply.starts_with("BYE") || reply.starts_with("421"))
+}
+
+/// Counted as long as it waits, however it ends.
+struct Waiting(Gauge<i64, AtomicI64>);
+
+impl Waiting {
+    fn new(gauge: Gauge<i64, AtomicI64>) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn context<'a>(account: &'a Account, user: &'a str) -> Context<'a> {
     let application = &account.application;
     Context {
@@ -393,6 +621,18 @@ fn context<'a>(account: &'a Account, user: &'a str) -> Context<'a> {
         application: &application.client_id,
         directory: &application.endpoints.authority,
         grant: application.grants.first().map_or("", |grant| grant.as_str()),
+    }
+}
+
+fn slow(limit: Duration) -> Explanation {
+    Explanation {
+        code: "LOGIN-TIMEOUT".into(),
+        fault: Fault::Network,
+        what: format!("token and upstream sign-in took longer than {limit:?} together"),
+        remedy: "see which of them is slow by the lines before this one; raise `limits.login-timeout` if it must be"
+            .to_owned(),
+        passes: Passes::ByItself(None),
+        refusal: Refusal::Unavailable { retry_after: None },
     }
 }
 

@@ -8,18 +8,19 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::dialogue;
 use super::drive::{self, BackFailure};
+use super::hold::Holds;
 use super::offer;
 use super::quiet::{ImapQuiet, Pop3Quiet};
 use super::recorder::{Recordings, Tape};
 use super::relay::{Ending, Watch};
-use crate::config::model::{BackTls, FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
-use crate::protocol::imap::back::ImapBack;
+use super::turnstile::Turnstile;
+use super::warm::WarmConnections;
+use crate::config::model::{FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
 use crate::protocol::imap::front::ImapFront;
-use crate::protocol::machine::{Back, Errand, Front, FrontSettings, Offer};
-use crate::protocol::pop3::back::Pop3Back;
+use crate::protocol::machine::{Errand, Front, FrontSettings, Offer};
 use crate::protocol::pop3::front::Pop3Front;
-use crate::protocol::smtp::back::SmtpBack;
 use crate::protocol::smtp::boundary::Boundary;
 use crate::protocol::smtp::front::SmtpFront;
 use crate::seats::Seats;
@@ -42,6 +43,12 @@ pub struct Station {
     pub acceptor: Option<TlsAcceptor>,
     /// Sessions per user, over all listeners.
     pub seats: Seats,
+    /// Sessions per mailbox and protocol, over all listeners.
+    pub turnstile: Turnstile,
+    /// Mailboxes for which upstream asked for patience.
+    pub holds: Arc<Holds>,
+    /// Upstream connections that are ready for a login, where the configuration wants any.
+    pub warm: Option<Arc<WarmConnections>>,
     /// Bounds.
     pub limits: Limits,
     /// Counts.
@@ -73,7 +80,7 @@ impl Station {
     /// A dialogue for a mail client that has just come in.
     pub fn front(&self, settings: FrontSettings) -> Box<dyn Front> {
         match self.listener.protocol {
-            Protocol::Imap | Protocol::Ews => Box::new(ImapFront::new(settings)),
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => Box::new(ImapFront::new(settings)),
             Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
             Protocol::Smtp => Box::new(SmtpFront::new(settings)),
         }
@@ -90,25 +97,13 @@ impl Station {
         }
     }
 
-    /// A dialogue with upstream.
-    pub fn back(&self, server: &MailServer, errand: Errand) -> Box<dyn Back> {
-        match (self.listener.protocol, server.tls) {
-            (Protocol::Imap | Protocol::Ews, BackTls::Implicit) => Box::new(ImapBack::new(errand)),
-            (Protocol::Imap | Protocol::Ews, BackTls::StartTls) => Box::new(ImapBack::with_starttls(errand)),
-            (Protocol::Pop3, BackTls::Implicit) => Box::new(Pop3Back::new(errand)),
-            (Protocol::Pop3, BackTls::StartTls) => Box::new(Pop3Back::with_starttls(errand)),
-            (Protocol::Smtp, BackTls::Implicit) => Box::new(SmtpBack::new(errand)),
-            (Protocol::Smtp, BackTls::StartTls) => Box::new(SmtpBack::with_starttls(errand)),
-        }
-    }
-
     /// Who knows when a session of this protocol may be ended by us.
     pub fn watch(&self) -> Option<Box<dyn Watch>> {
         match self.listener.protocol {
             Protocol::Smtp => Some(Box::new(Boundary::default())),
             Protocol::Imap => Some(Box::new(ImapQuiet::default())),
             Protocol::Pop3 => Some(Box::new(Pop3Quiet::default())),
-            Protocol::Ews => None,
+            Protocol::Ews | Protocol::ActiveSync => None,
         }
     }
 
@@ -118,7 +113,7 @@ impl Station {
         let errand = Errand::Learn { client_name: self.host_name.clone() };
         let asked = async {
             let (mut io, proof) = self.connector.open(server).await.map_err(BackFailure::Broke)?;
-            let mut dialogue = self.back(server, errand);
+            let mut dialogue = dialogue::back(self.listener.protocol, server, errand);
             if let Some(proof) = proof {
                 dialogue.secured(proof);
             }

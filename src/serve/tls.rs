@@ -1,16 +1,13 @@
 //! TLS towards the mail client: our certificate, the versions we take.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::server::ServerSessionMemoryCache;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::model::Tls;
-use crate::upstream::tls::{TlsSetupError, certificates, provider, versions};
+use crate::upstream::tls::{TlsSetupError, certificates, private_key, provider, versions};
 
 /// Sessions that may be resumed.
 const RESUMED_SESSIONS: usize = 4096;
@@ -26,12 +23,7 @@ pub fn acceptor(tls: &Tls) -> Result<Option<TlsAcceptor>, TlsSetupError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider(tls)))
         .with_protocol_versions(versions(tls.minimum_version))?
         .with_no_client_auth()
-        .with_single_cert(certificates(certificate_file)?, key(key_file)?)?;
+        .with_single_cert(certificates(certificate_file)?, private_key(key_file)?)?;
     config.session_storage = ServerSessionMemoryCache::new(RESUMED_SESSIONS);
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
-}
-
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsSetupError> {
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| TlsSetupError::File { path: path.to_owned(), why: error.to_string() })
 }

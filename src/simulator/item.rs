@@ -22,6 +22,8 @@ pub(super) enum Stretch {
 pub(super) struct Shape {
     pub(super) mime: bool,
     pub(super) body: bool,
+    /// MAPI's article number and size, which gateways to IMAP ask for.
+    pub(super) number: bool,
 }
 
 impl Shape {
@@ -40,6 +42,11 @@ impl Shape {
         Self {
             mime: !search && (included || asked("item:MimeContent")),
             body: !search && (!id_only || attachments),
+            number: shape.is_some_and(|shape| {
+                shape.child("AdditionalProperties").is_some_and(|fields| {
+                    fields.children.iter().any(|field| field.attribute("PropertyTag") == Some("0xe23"))
+                })
+            }),
         }
     }
 }
@@ -100,6 +107,13 @@ pub(super) fn show(mailbox: &str, folder: u32, message: &Message, shape: Shape) 
         message.flags.contains("\\Draft"),
         !attachments.is_empty()
     ));
+    if shape.number {
+        for (tag, value) in [("0xe23", u64::from(message.uid)), ("0xe08", message.raw.len() as u64)] {
+            text.push_str(&format!(
+                "<t:ExtendedProperty><t:ExtendedFieldURI PropertyTag=\"{tag}\" PropertyType=\"Integer\"/><t:Value>{value}</t:Value></t:ExtendedProperty>"
+            ));
+        }
+    }
     let people = |tag: &str, name: &str, many: bool| {
         let people = message::mailboxes(&message::field(header, name).unwrap_or_default());
         if people.is_empty() {

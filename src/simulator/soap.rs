@@ -115,6 +115,9 @@ impl Call<'_> {
             if matches!(name, "root" | "msgfolderroot") {
                 return Ok((mailbox, ROOT));
             }
+            if let Some((_, at)) = EMPTY.iter().zip(FIRST_EMPTY..).find(|((id, ..), _)| *id == name) {
+                return Ok((mailbox, at));
+            }
             let folder = mailbox.distinguished(name).ok_or_else(not_found)?;
             return Ok((mailbox, folder));
         }
@@ -437,6 +440,17 @@ fn read_state(state: &str) -> Option<BTreeMap<u64, bool>> {
         .collect()
 }
 
+/// Folders that hold no mail; here they hold nothing, and IMAP does not see them: distinguished id, name, element, class.
+const EMPTY: [(&str, &str, &str, &str); 4] = [
+    ("calendar", "Calendar", "CalendarFolder", "IPF.Appointment"),
+    ("contacts", "Contacts", "ContactsFolder", "IPF.Contact"),
+    ("tasks", "Tasks", "TasksFolder", "IPF.Task"),
+    ("notes", "Notes", "Folder", "IPF.StickyNote"),
+];
+
+/// The id of the first of them; no mailbox has so many folders.
+const FIRST_EMPTY: u32 = u32::MAX - 10;
+
 pub(super) fn folder_id(mailbox: &Mailbox, folder: u32, tag: &str) -> String {
     let id = encode_id('F', &mailbox.address, &[u64::from(folder)]);
     format!("<t:{tag} Id=\"{id}\" ChangeKey=\"AQAAAA==\"/>")
@@ -449,6 +463,13 @@ fn show_folder(mailbox: &Mailbox, folder: u32) -> Option<String> {
         let count = mailbox.folders().len();
         return Some(format!(
             "<t:Folder>{id}<t:DisplayName>Top of Information Store</t:DisplayName><t:TotalCount>0</t:TotalCount><t:ChildFolderCount>{count}</t:ChildFolderCount><t:UnreadCount>0</t:UnreadCount></t:Folder>"
+        ));
+    }
+    if let Some(((_, name, element, class), _)) =
+        EMPTY.iter().zip(FIRST_EMPTY..).find(|(_, at)| *at == folder)
+    {
+        return Some(format!(
+            "<t:{element}>{id}{parent}<t:FolderClass>{class}</t:FolderClass><t:DisplayName>{name}</t:DisplayName><t:TotalCount>0</t:TotalCount><t:ChildFolderCount>0</t:ChildFolderCount></t:{element}>"
         ));
     }
     let counts = |folder: &Folder| (folder.name.clone(), folder.messages.len(), folder.unseen());

@@ -31,6 +31,12 @@ pub struct Metrics {
     pub relayed: Family<RelayLabels, Counter>,
     /// Requests to the identity provider, by grant and outcome (`ok` or an explanation code).
     pub token_requests: Family<TokenLabels, Counter>,
+    /// Signed-in logins that wait for another session of their mailbox to end, by listener.
+    pub waiting: Family<ListenerLabel, Gauge<i64, AtomicI64>>,
+    /// Connections kept ready for a login, by upstream.
+    pub warm_parked: Family<UpstreamLabel, Gauge<i64, AtomicI64>>,
+    /// What became of them: `taken` by a login, `aged`, `lost` (upstream closed), `failed` (never greeted).
+    pub warm_connections: Family<WarmLabels, Counter>,
     /// The sums of `logins` and `refusals`, as a family cannot be summed up.
     logins_ended: Counter,
     logins_refused: Counter,
@@ -86,6 +92,22 @@ pub struct RelayLabels {
 
 /// See [`Metrics`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabel {
+    /// Host and port, as configured.
+    pub upstream: String,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WarmLabels {
+    /// Host and port, as configured.
+    pub upstream: String,
+    /// `taken`, `aged`, `lost` or `failed`.
+    pub outcome: &'static str,
+}
+
+/// See [`Metrics`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TokenLabels {
     /// The grant.
     pub grant: &'static str,
@@ -104,6 +126,9 @@ impl Default for Metrics {
             refusals: Family::default(),
             relayed: Family::default(),
             token_requests: Family::default(),
+            waiting: Family::default(),
+            warm_parked: Family::default(),
+            warm_connections: Family::default(),
             logins_ended: Counter::default(),
             logins_refused: Counter::default(),
             reload_successful: Gauge::default(),
@@ -133,6 +158,21 @@ impl Default for Metrics {
             "token_requests",
             "Requests to the identity provider",
             metrics.token_requests.clone(),
+        );
+        registry.register(
+            "logins_waiting",
+            "Logins that wait for a session of their mailbox to end",
+            metrics.waiting.clone(),
+        );
+        registry.register(
+            "warm_connections_parked",
+            "Upstream connections ready for a login",
+            metrics.warm_parked.clone(),
+        );
+        registry.register(
+            "warm_connections",
+            "What became of upstream connections opened ahead of a login",
+            metrics.warm_connections.clone(),
         );
         metrics
     }

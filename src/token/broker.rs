@@ -189,7 +189,7 @@ impl Broker {
             refresh_token: None,
             deadline: request.deadline.clamp(now + SHORTEST_FLIGHT, now + LONGEST_FLIGHT),
         };
-        inner.await_flight(question, names, request.deadline, reserve, now).await
+        inner.await_flight(question, names, request, reserve, now).await
     }
 
     /// Upstream refused this token. It is dropped, so that asking once more gives another one; `false` if that
@@ -311,7 +311,7 @@ impl Inner {
         let wrong = self.guard.wrong(self.person(&who.user, account, true), digest, now);
         let error = TokenError::WrongPassword { user: who.user.clone() };
         self.note_failure(&names.slot, &who.user, account, request.protocol, &error);
-        self.delay(wrong, request.deadline).await;
+        self.delay(wrong, request).await;
         Err(error)
     }
 
@@ -319,10 +319,11 @@ impl Inner {
         self: &Arc<Self>,
         question: Question,
         names: Names,
-        deadline: Instant,
+        request: &TokenRequest<'_>,
         reserve: Option<Granted>,
         now: Instant,
     ) -> Result<Granted, TokenError> {
+        let deadline = request.deadline;
         let authority = question.account.application.endpoints.authority.clone();
         let patience = if reserve.is_some() { deadline.min(now + STALE_PATIENCE) } else { deadline };
         let mut boarded_again = false;
@@ -350,7 +351,7 @@ impl Inner {
             }
             Verdict::WrongPassword => {
                 let person = self.person(&question.user, &question.account, names.local);
-                self.delay(self.guard.wrong_count(&person), deadline).await;
+                self.delay(self.guard.wrong_count(&person), request).await;
                 Err(error)
             }
             Verdict::Denied => Err(error),
@@ -603,10 +604,12 @@ impl Inner {
         slot.failed(clock::wall(), error.explain());
     }
 
-    /// A wrong password is answered late, and later each time; never later than the caller waits.
-    async fn delay(&self, wrong: u32, deadline: Instant) {
-        let until = clock::now() + self.guard.tarpit(wrong.max(1));
-        sleep_until(until.min(deadline)).await;
+    /// A wrong password is answered late, and later each time, by user and by source address; never later than
+    /// the caller waits.
+    async fn delay(&self, wrong: u32, request: &TokenRequest<'_>) {
+        let now = clock::now();
+        let wrong = wrong.max(self.guard.wrong_from(request.source, now)).max(1);
+        sleep_until((now + self.guard.tarpit(wrong)).min(request.deadline)).await;
     }
 
     fn shared_key(

@@ -1,5 +1,6 @@
 //! The broker against an identity provider that obeys the test, under paused time.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
@@ -35,7 +36,12 @@ impl Scene {
 
     fn beside(account: Arc<Account>, store: Arc<TestStore>, provider: Provider) -> Self {
         let settings = BrokerSettings {
-            tokens: model::Tokens { store: model::Store::Memory, key: None, refresh_margin: MINUTE * 10 },
+            tokens: model::Tokens {
+                store: model::Store::Memory,
+                key: None,
+                refresh_margin: MINUTE * 10,
+                extra_roots_file: None,
+            },
             guard: model::Guard {
                 wrong_password_hold: MINUTE,
                 wrong_passwords_per_user: 5,
@@ -99,7 +105,8 @@ impl Scene {
 
 fn request<'a>(account: &'a Arc<Account>, credentials: &'a Credentials) -> TokenRequest<'a> {
     let deadline = clock::now() + SECOND * 30;
-    TokenRequest { account, protocol: Protocol::Imap, credentials, deadline }
+    let source = Ipv4Addr::LOCALHOST.into();
+    TokenRequest { account, protocol: Protocol::Imap, credentials, source, deadline }
 }
 
 fn changed(grants: &[Grant], change: impl FnOnce(&mut Application)) -> Scene {

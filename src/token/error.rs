@@ -386,6 +386,9 @@ impl Explain for TokenError {
 }
 
 fn unreachable(authority: &str, error: &WireError) -> Explanation {
+    if let Some(story) = &error.story {
+        return Explanation { what: format!("`{authority}`: {}", story.what), ..(**story).clone() };
+    }
     let (code, what, remedy) = match error.trouble {
         Trouble::Dns => (
             "IDENTITY-DNS",
@@ -515,7 +518,7 @@ mod tests {
             Trouble::BrokenOff,
             Trouble::TooLarge,
         ] {
-            let error = WireError { trouble, detail: "x".to_owned() };
+            let error = WireError::new(trouble, "x");
             let error = TokenError::Unreachable { authority: "https://a".to_owned(), error };
             assert_eq!(error.verdict(), Verdict::Transient, "{trouble:?}");
         }
@@ -523,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_tls_inspecting_proxy_is_answered_with_its_remedy() {
-        let error = WireError { trouble: Trouble::UntrustedIssuer, detail: String::new() };
+        let error = WireError::new(Trouble::UntrustedIssuer, String::new());
         let story = TokenError::Unreachable { authority: "https://a".to_owned(), error }.explain();
         assert!(story.remedy.contains("extra-roots-file"));
     }

@@ -344,7 +344,7 @@ impl Asker {
             Ok(Err(error)) => Err(TokenError::Unreachable { authority: authority.clone(), error }),
             Err(_) => {
                 let detail = "the login's time limit passed".to_owned();
-                let error = WireError { trouble: Trouble::Timeout, detail };
+                let error = WireError::new(Trouble::Timeout, detail);
                 Err(TokenError::Unreachable { authority: authority.clone(), error })
             }
         };

@@ -6,6 +6,7 @@
 //!
 //! Never: sees a password, asks anybody, waits, or grows past its bounds.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,15 @@ pub struct Guard {
     people: Arc<DashMap<Digest, Person>>,
     denials: DashMap<(Digest, Digest), (Instant, TokenError)>,
     applications: DashMap<String, Instant>,
+    sources: DashMap<IpAddr, Source>,
+}
+
+/// What is known of an address (of IPv6, of its /64).
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    /// Refused logins in a row without a pause of `budget-window`.
+    wrong: u32,
+    last: Instant,
 }
 
 /// What is known of a user, whatever the application: Entra locks people, not applications.
@@ -87,6 +97,7 @@ impl Guard {
             people: Arc::new(DashMap::new()),
             denials: DashMap::new(),
             applications: DashMap::new(),
+            sources: DashMap::new(),
         }
     }
 
@@ -222,6 +233,26 @@ impl Guard {
         eighth.saturating_mul(1 << wrong.saturating_sub(1).min(3)).min(self.settings.load().tarpit)
     }
 
+    /// One more refused login from this address: how many there were lately. Loopback is no address in this
+    /// sense: every client on this machine has it.
+    pub fn wrong_from(&self, source: IpAddr, now: Instant) -> u32 {
+        if source.to_canonical().is_loopback() {
+            return 0;
+        }
+        if self.sources.len() >= MAX_KNOWN {
+            let window = self.settings.load().budget_window;
+            self.sources.retain(|_, source| now < source.last + window);
+        }
+        let fresh = Source { wrong: 0, last: now };
+        let mut known = self.sources.entry(neighbourhood(source)).or_insert(fresh);
+        if known.last + self.settings.load().budget_window <= now {
+            *known = fresh;
+        }
+        known.wrong = known.wrong.saturating_add(1);
+        known.last = now;
+        known.wrong
+    }
+
     /// How many distinct wrong passwords of this user are remembered.
     pub fn wrong_count(&self, person: &Digest) -> u32 {
         self.people.get(person).map_or(0, |p| u32::try_from(p.wrong.len()).unwrap_or(u32::MAX))
@@ -239,6 +270,7 @@ impl Guard {
                 || open(person.spent_until)
         });
         self.denials.retain(|_, (until, _)| now < *until);
+        self.sources.retain(|_, source| now < source.last + self.settings.load().budget_window);
     }
 
     /// Room for new users: first what has run out, then those with the fewest wrong passwords.
@@ -267,6 +299,14 @@ impl Drop for Permit {
         {
             person.pending = person.pending.saturating_sub(1);
         }
+    }
+}
+
+/// One host has a whole /64 of IPv6 addresses.
+fn neighbourhood(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
+        four @ IpAddr::V4(_) => four,
     }
 }
 
@@ -345,6 +385,20 @@ mod tests {
         let guard = guard();
         let waits: Vec<_> = (1..7).map(|n| guard.tarpit(n)).collect();
         assert_eq!(waits, [SECOND / 2, SECOND, SECOND * 2, SECOND * 4, SECOND * 4, SECOND * 4]);
+    }
+
+    #[test]
+    fn an_address_that_guesses_is_remembered_and_loopback_is_none() {
+        let (guard, now) = (guard(), crate::clock::now());
+        let one: IpAddr = "2001:db8::1".parse().unwrap();
+        let two: IpAddr = "2001:db8::2".parse().unwrap();
+        assert_eq!((guard.wrong_from(one, now), guard.wrong_from(two, now)), (1, 2));
+        assert_eq!(guard.wrong_from("192.0.2.1".parse().unwrap(), now), 1);
+        assert_eq!(guard.wrong_from("127.0.0.1".parse().unwrap(), now), 0);
+        assert_eq!(guard.wrong_from("::ffff:127.0.0.1".parse().unwrap(), now), 0);
+        assert_eq!(guard.wrong_from(one, now + SECOND * 600), 1, "after a pause it counts anew");
+        guard.sweep(now + SECOND * 1200);
+        assert!(guard.sources.is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the broker is asked, and what it answers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -16,6 +17,8 @@ pub struct TokenRequest<'a> {
     pub protocol: Protocol,
     /// What the mail client sent.
     pub credentials: &'a Credentials,
+    /// Where it sits.
+    pub source: IpAddr,
     /// The answer is worth nothing after this.
     pub deadline: Instant,
 }

@@ -378,7 +378,7 @@ async fn exchange(
     let error = match timeout_at(deadline, endpoint.send(ask)).await {
         Ok(Ok(raw)) => return Ok(raw),
         Ok(Err(error)) => error,
-        Err(_) => WireError { trouble: Trouble::Timeout, detail: "no answer in time".to_owned() },
+        Err(_) => WireError::new(Trouble::Timeout, "no answer in time"),
     };
     Err(TokenError::Unreachable { authority: application.endpoints.authority.clone(), error })
 }

@@ -43,6 +43,7 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
         user: UserPattern::new("*"),
         mailbox: None,
         mailbox_smtp: None,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: if checked_here { vec![hash("local"), hash("local2")] } else { Vec::new() },
     })
@@ -195,7 +196,7 @@ impl Wire for Provider {
             let always = self.0.down.lock().unwrap().clone();
             match foretold.or(always).unwrap_or_else(|| self.rule(ask)) {
                 Reply::Http(answer) => Ok(answer),
-                Reply::Broken(trouble) => Err(WireError { trouble, detail: "as told".to_owned() }),
+                Reply::Broken(trouble) => Err(WireError::new(trouble, "as told")),
                 Reply::Silence => std::future::pending().await,
             }
         })

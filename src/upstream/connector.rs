@@ -1,6 +1,5 @@
-//! One door to upstream: direct or through the outbound proxy, with TLS where it is implicit.
+//! One door to upstream: direct or through an outbound proxy, with TLS where it is implicit.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -8,38 +7,43 @@ use tokio::time::timeout;
 
 use super::dial::Dialler;
 use super::error::UpstreamError;
-use super::{tls, tunnel};
-use crate::config::model::{BackTls, MailServer, OutboundProxy};
+use super::ground::{Ground, Inside};
+use super::proxy::Proxy;
+use super::tunnel;
+use crate::config::model::{BackTls, MailServer, OutboundProxy, Purpose};
 use crate::secret::Encrypted;
 use crate::stream::BoxIo;
 
-/// How long the proxy may take to open a tunnel: it dials itself.
-const TUNNEL_LIMIT: Duration = Duration::from_secs(15);
-
-/// How long a TLS handshake may take.
-const TLS_LIMIT: Duration = Duration::from_secs(15);
+/// A token request has less patience than a mail session: [`Purpose::Identity`] gets no more than this.
+const IDENTITY_LIMIT: Duration = Duration::from_secs(10);
 
 /// Opens connections to upstream.
 #[derive(Debug)]
 pub struct Connector {
-    dialler: Dialler,
-    tls: Arc<ClientConfig>,
-    proxy: Option<Arc<OutboundProxy>>,
-}
-
-/// What a connection is for; decides whether it goes through the outbound proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// IMAP, POP3, SMTP.
-    Mail,
-    /// EWS.
-    Ews,
+    ground: Ground,
+    proxies: Vec<Proxy>,
 }
 
 impl Connector {
-    /// A connector with the shared TLS settings (see [`tls::outbound_config`]).
-    pub fn new(tls: Arc<ClientConfig>, proxy: Option<Arc<OutboundProxy>>) -> Self {
-        Self { dialler: Dialler::default(), tls, proxy }
+    /// A connector with the shared TLS settings (see [`outbound_config`](super::tls::outbound_config)), the
+    /// outbound proxies, and a limit for each step on the way.
+    pub fn new(tls: ClientConfig, proxies: Vec<OutboundProxy>, limit: Duration) -> Self {
+        Self { ground: Ground::new(tls, limit), proxies: proxies.into_iter().map(Proxy::new).collect() }
+    }
+
+    /// Whether any outbound proxy serves a purpose.
+    pub fn has_proxy_for(&self, purpose: Purpose) -> bool {
+        self.proxies.iter().any(|proxy| proxy.serves_any(purpose))
+    }
+
+    /// Resolves names, and remembers them.
+    pub fn dialler(&self) -> &Dialler {
+        self.ground.dialler()
+    }
+
+    /// How long upstream may take to answer a line of the sign-in. It holds wrong tokens back for seconds.
+    pub fn answer_limit(&self) -> Duration {
+        self.ground.limit() * 2
     }
 
     /// Opens a connection to a mail server; with the proof where TLS is implicit.
@@ -57,25 +61,25 @@ impl Connector {
         }
     }
 
-    /// A plain stream to `host:port`, through the outbound proxy where the configuration says so.
+    /// A plain stream to `host:port`, through the first outbound proxy that serves it, else direct.
     ///
     /// # Errors
     /// Name, socket or tunnel.
     pub async fn connect(&self, host: &str, port: u16, purpose: Purpose) -> Result<BoxIo, UpstreamError> {
-        let proxy = self.proxy.as_deref().filter(|proxy| {
-            let used = match purpose {
-                Purpose::Mail => proxy.use_for.mail,
-                Purpose::Ews => proxy.use_for.ews,
-            };
-            used && !proxy.bypasses(host)
-        });
-        match proxy {
-            None => Ok(Box::new(self.dialler.dial(host, port).await?)),
-            Some(proxy) => self.through(proxy, host, port).await,
-        }
+        let Some(proxy) = self.proxies.iter().find(|proxy| proxy.serves(purpose, host)) else {
+            return self.ground.dial(host, port).await;
+        };
+        let limit = match purpose {
+            Purpose::Identity => self.ground.limit().min(IDENTITY_LIMIT),
+            Purpose::Ews | Purpose::Mail => self.ground.limit(),
+        };
+        timeout(limit, proxy.open(&self.ground, host, port)).await.unwrap_or_else(|_| {
+            let (proxy, target) = (proxy.name().to_owned(), tunnel::target(host, port));
+            Err(UpstreamError::ProxySilent { proxy, target, limit })
+        })
     }
 
-    /// Puts TLS on a stream to `host:port`.
+    /// Puts TLS on a stream to a mail server.
     ///
     /// # Errors
     /// Handshake, certificate, time limit.
@@ -85,28 +89,15 @@ impl Connector {
         host: &str,
         port: u16,
     ) -> Result<(BoxIo, Encrypted), UpstreamError> {
-        timeout(TLS_LIMIT, tls::handshake(&self.tls, host, port, io)).await.unwrap_or_else(|_| {
-            let target = format!("{host}:{port}");
-            Err(UpstreamError::TimedOut { target, doing: "starting TLS", limit: TLS_LIMIT })
-        })
+        self.ground.encrypt(io, host, port, Inside::Mail).await
     }
 
-    async fn through(&self, proxy: &OutboundProxy, host: &str, port: u16) -> Result<BoxIo, UpstreamError> {
-        let proxy_host = proxy.url.host_str().unwrap_or_default();
-        let proxy_port = tunnel::proxy_port(proxy);
-        let mut io: BoxIo = Box::new(self.dialler.dial(proxy_host, proxy_port).await?);
-        if proxy.url.scheme() == "https" {
-            (io, _) = self.encrypt(io, proxy_host, proxy_port).await?;
-        }
-        let asked = async {
-            match proxy.url.scheme() {
-                "socks5h" | "socks5" => tunnel::socks5(io, proxy, host, port).await,
-                _ => tunnel::connect(io, proxy, host, port).await,
-            }
-        };
-        timeout(TUNNEL_LIMIT, asked).await.unwrap_or_else(|_| {
-            let target = tunnel::proxy_name(proxy);
-            Err(UpstreamError::TimedOut { target, doing: "asking for a tunnel", limit: TUNNEL_LIMIT })
-        })
+    /// The whole way to an HTTPS server.
+    ///
+    /// # Errors
+    /// Any step of the way.
+    pub async fn open_https(&self, host: &str, port: u16) -> Result<(BoxIo, Encrypted), UpstreamError> {
+        let io = self.connect(host, port, Purpose::Ews).await?;
+        self.ground.encrypt(io, host, port, Inside::Http).await
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -15,11 +16,14 @@ use tokio::time::{Instant, sleep, timeout};
 use super::error::UpstreamError;
 use crate::clock;
 
-/// How long one address may take (RFC 8305 leaves it to us).
+/// How long one address may take at most (RFC 8305 leaves it to us).
 pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a resolver may take.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long it may take where an old answer is at hand ("client response timer", RFC 8767 §5).
+const STALE_LIMIT: Duration = Duration::from_millis(1800);
 
 /// "Connection Attempt Delay" (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -27,16 +31,34 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// The system's resolver tells no lifetime; Microsoft's own records live 10 to 300 s.
 const NAME_LIFE: Duration = Duration::from_mins(1);
 
+/// An old answer is used this long before DNS, which failed, is asked again (RFC 8767 §5 says 30 s).
+const STALE_LIFE: Duration = Duration::from_secs(30);
+
 /// How many names are remembered.
 const NAMES: usize = 256;
+
+/// How many addresses of a name are tried.
+const ADDRESSES: usize = 16;
+
+/// How many failed addresses an error names.
+const FAILURES_SHOWN: usize = 4;
 
 /// Quiet connections are probed after this long: NAT tables forget after 4 to 15 minutes.
 const KEEPALIVE: Duration = Duration::from_mins(2);
 
 /// Opens TCP connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Dialler {
-    names: DashMap<String, Known>,
+    names: DashMap<String, Arc<Name>>,
+    attempt_limit: Duration,
+}
+
+/// What is known about a name.
+#[derive(Debug, Default)]
+struct Name {
+    known: Mutex<Option<Known>>,
+    /// Held by whoever asks DNS: a storm of logins asks once.
+    asking: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,60 +67,88 @@ struct Known {
     fresh_until: Instant,
 }
 
+impl Default for Dialler {
+    fn default() -> Self {
+        Self::new(ATTEMPT_LIMIT)
+    }
+}
+
 impl Dialler {
+    /// Gives up on an address after this long, and after [`ATTEMPT_LIMIT`] at the latest.
+    pub fn new(attempt_limit: Duration) -> Self {
+        Self { names: DashMap::new(), attempt_limit: attempt_limit.min(ATTEMPT_LIMIT) }
+    }
+
     /// Connects to the first address of `host` that answers.
     ///
     /// # Errors
     /// The name does not resolve and never did; no address takes the connection.
     pub async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, UpstreamError> {
         let addresses = self.resolve(host).await?;
-        let queue = addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
-        let stream = race(queue).await.map_err(|error| UpstreamError::Dial {
-            target: format!("{host}:{port}"),
-            why: error.to_string(),
-        })?;
+        let queue = addresses.into_iter().take(ADDRESSES).map(|ip| SocketAddr::new(ip, port)).collect();
+        let stream = race(queue, self.attempt_limit)
+            .await
+            .map_err(|why| UpstreamError::Dial { target: format!("{host}:{port}"), why })?;
         prepare(&stream);
         Ok(stream)
     }
 
     /// The addresses of a name, families interleaved, IPv6 first (RFC 8305 §4). An old answer is kept when
-    /// DNS fails.
-    async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, UpstreamError> {
+    /// DNS fails, or is slow (RFC 8767).
+    ///
+    /// # Errors
+    /// The name does not resolve and never did.
+    pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, UpstreamError> {
         if let Ok(literal) = host.trim_matches(['[', ']']).parse() {
             return Ok(vec![literal]);
         }
-        let now = clock::now();
-        let known = self.names.get(host).map(|entry| entry.value().clone());
-        if let Some(known) = known.as_ref().filter(|known| known.fresh_until > now) {
+        let name = self.name(host);
+        let known = name.lock().clone();
+        if let Some(known) = known.as_ref().filter(|known| known.fresh_until > clock::now()) {
             return Ok(known.addresses.clone());
         }
-        let why = match timeout(RESOLVE_LIMIT, tokio::net::lookup_host((host, 0))).await {
-            Ok(Ok(found)) => {
-                let addresses = interleave(found.map(|address| address.ip()));
-                if !addresses.is_empty() {
-                    self.remember(host, &addresses, now);
-                    return Ok(addresses);
-                }
-                "the answer is empty".to_owned()
+        let Some(old) = known else {
+            let _turn = name.asking.lock().await;
+            // whoever was before us may have found it
+            if let Some(known) = name.lock().as_ref() {
+                return Ok(known.addresses.clone());
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {RESOLVE_LIMIT:?}"),
+            let found = ask(host, RESOLVE_LIMIT).await;
+            return found
+                .map(|addresses| name.remember(addresses, NAME_LIFE))
+                .map_err(|why| UpstreamError::Resolve { host: host.to_owned(), why });
         };
-        match known {
-            Some(old) => {
+        let Ok(_turn) = name.asking.try_lock() else { return Ok(old.addresses) };
+        match ask(host, STALE_LIMIT).await {
+            Ok(addresses) => Ok(name.remember(addresses, NAME_LIFE)),
+            Err(why) => {
                 tracing::warn!(host, why, "DNS fails; going on with the addresses known before");
-                Ok(old.addresses)
+                Ok(name.remember(old.addresses, STALE_LIFE))
             }
-            None => Err(UpstreamError::Resolve { host: host.to_owned(), why }),
         }
     }
 
-    fn remember(&self, host: &str, addresses: &[IpAddr], now: Instant) {
-        if self.names.len() >= NAMES {
-            self.names.retain(|_, known| known.fresh_until > now);
+    fn name(&self, host: &str) -> Arc<Name> {
+        if let Some(known) = self.names.get(host) {
+            return Arc::clone(known.value());
         }
-        let known = Known { addresses: addresses.to_vec(), fresh_until: now + NAME_LIFE };
-        self.names.insert(host.to_owned(), known);
+        if self.names.len() >= NAMES {
+            let now = clock::now();
+            let fresh = |name: &Name| name.lock().as_ref().is_some_and(|known| known.fresh_until > now);
+            self.names.retain(|_, name| fresh(name));
+        }
+        Arc::clone(self.names.entry(host.to_owned()).or_default().value())
+    }
+}
+
+impl Name {
+    fn remember(&self, addresses: Vec<IpAddr>, life: Duration) -> Vec<IpAddr> {
+        *self.lock() = Some(Known { addresses: addresses.clone(), fresh_until: clock::now() + life });
+        addresses
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,6 +165,18 @@ pub fn prepare(stream: &TcpStream) {
     ];
     if let Some(error) = set.into_iter().find_map(Result::err) {
         tracing::debug!(%error, "a socket option was not taken");
+    }
+}
+
+/// Asks the system's resolver, which runs on a thread of its own.
+async fn ask(host: &str, limit: Duration) -> Result<Vec<IpAddr>, String> {
+    match timeout(limit, tokio::net::lookup_host((host, 0))).await {
+        Ok(Ok(found)) => {
+            let addresses = interleave(found.map(|address| address.ip()));
+            if addresses.is_empty() { Err("the answer is empty".to_owned()) } else { Ok(addresses) }
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {limit:?}")),
     }
 }
 
@@ -135,30 +197,36 @@ fn interleave(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
 }
 
 /// Starts an attempt at each address in turn, the next one when the last fails or is slow; the first to
-/// connect wins, the others are dropped.
-async fn race(mut queue: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+/// connect wins, the others are dropped. The error says what became of each.
+async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<TcpStream, String> {
     let mut attempts = JoinSet::new();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut failures: Vec<String> = Vec::new();
     loop {
         if let Some(address) = queue.pop_front() {
-            attempts.spawn(attempt(address));
+            attempts.spawn(async move { (address, attempt(address, limit).await) });
         }
         let more = !queue.is_empty();
         tokio::select! {
             ended = attempts.join_next() => match ended {
-                None => return Err(last),
-                Some(Ok(Ok(stream))) => return Ok(stream),
-                Some(Ok(Err(error))) => last = error,
-                Some(Err(error)) => last = io::Error::other(error),
+                None => break,
+                Some(Ok((_, Ok(stream)))) => return Ok(stream),
+                Some(Ok((address, Err(error)))) => failures.push(format!("{address}: {error}")),
+                Some(Err(error)) => failures.push(error.to_string()),
             },
             () = sleep(ATTEMPT_DELAY), if more => {}
         }
     }
+    let more = failures.len().saturating_sub(FAILURES_SHOWN);
+    failures.truncate(FAILURES_SHOWN);
+    if more > 0 {
+        failures.push(format!("and {more} more"));
+    }
+    Err(failures.join("; "))
 }
 
-async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
-    timeout(ATTEMPT_LIMIT, TcpStream::connect(address)).await.unwrap_or_else(|_| {
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {ATTEMPT_LIMIT:?}")))
+async fn attempt(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    timeout(limit, TcpStream::connect(address)).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))
     })
 }
 
@@ -179,13 +247,49 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = listener.local_addr().unwrap();
         let dead = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
-        let stream = race(VecDeque::from([dead, live])).await.unwrap();
+        let stream = race(VecDeque::from([dead, live]), ATTEMPT_LIMIT).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), live);
+    }
+
+    #[tokio::test]
+    async fn every_address_that_failed_is_named() {
+        let dead = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
+        let why = race(VecDeque::from([dead; 6]), ATTEMPT_LIMIT).await.unwrap_err();
+        assert!(why.starts_with(&format!("{dead}: ")) && why.ends_with("; and 2 more"), "{why}");
     }
 
     #[tokio::test]
     async fn a_name_that_is_none_is_told_as_such() {
         let error = Dialler::default().dial("no-such-host.invalid", 993).await.unwrap_err();
         assert!(matches!(error, UpstreamError::Resolve { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_old_answer_is_kept_when_dns_fails_and_dns_is_left_alone_for_a_while() {
+        let dialler = Dialler::default();
+        let old = vec!["192.0.2.7".parse::<IpAddr>().unwrap()];
+        let name = dialler.name("no-such-host.invalid");
+        name.remember(old.clone(), Duration::ZERO);
+        assert_eq!(dialler.resolve("no-such-host.invalid").await.unwrap(), old);
+        assert!(name.lock().as_ref().unwrap().fresh_until > clock::now() + STALE_LIFE / 2);
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_dns_is_asked_gets_the_old_answer_at_once() {
+        let dialler = Dialler::default();
+        let old = vec!["192.0.2.7".parse::<IpAddr>().unwrap()];
+        let name = dialler.name("no-such-host.invalid");
+        name.remember(old.clone(), Duration::ZERO);
+        let _asked = name.asking.lock().await;
+        assert_eq!(dialler.resolve("no-such-host.invalid").await.unwrap(), old);
+    }
+
+    #[test]
+    fn names_are_bounded() {
+        let dialler = Dialler::default();
+        for i in 0..NAMES + 5 {
+            dialler.name(&format!("host{i}.example"));
+        }
+        assert!(dialler.names.len() <= NAMES);
     }
 }

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 use zeroize::Zeroizing;
 
-use super::connector::{Connector, Purpose};
+use super::connector::Connector;
 use super::error::UpstreamError;
 use crate::secret::{AccessToken, Encrypted};
 use crate::stream::BoxIo;
@@ -122,8 +122,7 @@ impl Service<Uri> for TlsDialler {
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(443);
-            let io = connector.connect(&host, port, Purpose::Ews).await?;
-            let (io, _proof) = connector.encrypt(io, &host, port).await?;
+            let (io, _proof) = connector.open_https(&host, port).await?;
             Ok(TokioIo::new(Pooled(io)))
         })
     }

@@ -1,8 +1,9 @@
 //! The way to Office 365: name, outbound proxy, socket, TLS.
 //!
 //! ```text
-//! Connector::open ──► dial (happy eyeballs) ─────────────────┐
-//!        └─────────► dial the proxy ──► tunnel (CONNECT, SOCKS) ──► tls ──► Encrypted
+//! Connector::open ──► ground: dial (happy eyeballs) ────────────────────────────┐
+//!    ▲   └─────────► ground: dial the proxy ──► proxy: sign-in ──► tunnel ──► ground: tls ──► Encrypted
+//! gateway: the same way, for the HTTP client that asks for tokens
 //! ```
 //!
 //! Knows no mail protocol. Every step has a time limit and says in its error whose fault it is.
@@ -10,6 +11,13 @@
 pub mod connector;
 pub mod dial;
 pub mod error;
+pub mod gateway;
+pub mod ground;
 pub mod https;
+#[cfg(feature = "negotiate")]
+pub mod negotiate;
+pub mod ntlm;
+pub mod proxy;
+pub mod tickets;
 pub mod tls;
 pub mod tunnel;

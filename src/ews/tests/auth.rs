@@ -110,13 +110,13 @@ async fn a_broker_that_does_not_answer_is_an_outage_and_no_wrong_password() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_opens_the_whole_tenant_is_not_lent_to_a_mail_client() {
+async fn grants_that_give_now_this_token_now_that_are_not_served() {
     let rig = Rig::new();
     let mut client = rig.connect();
-    client.write(post("robot", PASSWORD, "<x/>")).await;
+    client.write(post("mixed", PASSWORD, "<x/>")).await;
     assert_eq!(client.answer().await.status, 403);
     assert!(rig.broker.asked().is_empty());
-    assert!(rig.metrics.encode().contains(r#"code="EWS-APP-ONLY""#));
+    assert!(rig.metrics.encode().contains(r#"code="EWS-MIXED-GRANTS""#));
 }
 
 #[tokio::test(start_paused = true)]

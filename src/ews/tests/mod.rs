@@ -2,6 +2,8 @@
 
 mod auth;
 mod back;
+mod discovery;
+mod impersonation;
 mod relay;
 mod rig;
 mod streams;

@@ -216,7 +216,7 @@ async fn a_wordless_403_is_passed_on_and_named_in_the_metrics() {
     assert_eq!(answer.header("restrict-access-confirm"), Some("1"));
     assert_eq!(client.soap("<x/>").await.body, "because");
     let metrics = rig.metrics.encode();
-    assert!(metrics.contains(r#"code="EWS-DISABLED"} 1"#) && metrics.contains(r#"code="EWS-FORBIDDEN"} 1"#));
+    assert!(metrics.contains(r#"code="EWS-403"} 1"#) && metrics.contains(r#"code="EWS-FORBIDDEN"} 1"#));
 }
 
 #[tokio::test(start_paused = true)]

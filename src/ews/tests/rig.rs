@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::model::{
-    Account, Application, ClientAuth, Endpoints, FrontTls, Grant, Limits, Listener, Protocol, Sasl, Upstream,
-    UserPattern,
+    Account, Application, ClientAuth, Endpoints, EwsSettings, FrontTls, Grant, Limits, Listener, Protocol,
+    Sasl, Upstream, UserPattern,
 };
 use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
@@ -121,6 +121,7 @@ pub(super) struct Broker {
     script: Mutex<VecDeque<Option<Explanation>>>,
     asked: Mutex<Vec<String>>,
     dropped: Mutex<Vec<String>>,
+    purposes: Mutex<Vec<Protocol>>,
 }
 
 impl Broker {
@@ -132,6 +133,11 @@ impl Broker {
     /// The next question is never answered.
     pub(super) fn hang(&self) {
         self.script.lock().unwrap().push_back(None);
+    }
+
+    /// What each token was asked for.
+    pub(super) fn purposes(&self) -> Vec<Protocol> {
+        self.purposes.lock().unwrap().clone()
     }
 
     /// Who asked for a token.
@@ -148,6 +154,7 @@ impl Broker {
 impl Tokens for Broker {
     fn token<'a>(&'a self, request: &'a TokenRequest<'a>) -> TokenFuture<'a> {
         Box::pin(async move {
+            self.purposes.lock().unwrap().push(request.protocol);
             let number = {
                 let mut asked = self.asked.lock().unwrap();
                 asked.push(request.credentials.user.clone());
@@ -216,7 +223,14 @@ impl Rig {
         let limits = Limits {
             sessions: 100,
             sessions_per_user: 2,
+            smtp_sessions_per_mailbox: 3,
+            imap_sessions_per_mailbox: 20,
+            pop3_sessions_per_mailbox: 16,
+            wait_for_session: Duration::from_secs(20),
+            warm_connections: 0,
+            warm_connection_age: Duration::from_secs(45),
             login_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_mins(30),
             drain_timeout: Duration::from_secs(20),
             refusals_per_session: 3,
@@ -230,15 +244,21 @@ impl Rig {
             limits,
             sender: None,
             listener: listener(vec![
-                account("*@contoso.com", None, Grant::Password),
-                account("scanner", Some("scans@contoso.com"), Grant::Password),
-                account("robot", Some("robot@contoso.com"), Grant::ClientCredentials),
+                account("*@contoso.com", None, &[Grant::Password]),
+                account("scanner", Some("scans@contoso.com"), &[Grant::Password]),
+                account("robot", Some("robot@contoso.com"), &[Grant::ClientCredentials]),
+                account("mixed", Some("mixed@contoso.com"), &[Grant::Password, Grant::ClientCredentials]),
             ]),
         }
     }
 
     pub(super) fn with_tls(mut self) -> Self {
         self.listener.tls = FrontTls::Implicit;
+        self
+    }
+
+    pub(super) fn with(mut self, ews: EwsSettings) -> Self {
+        self.listener.ews = ews;
         self
     }
 
@@ -251,7 +271,7 @@ impl Rig {
             self.limits.clone(),
             Arc::clone(&self.metrics),
         );
-        Arc::new(desk.unwrap())
+        Arc::new(desk.unwrap().listening_on(Some("127.0.0.1:1080".parse().unwrap())))
     }
 
     pub(super) fn connect(&self) -> MailClient {
@@ -272,11 +292,12 @@ fn listener(accounts: Vec<Account>) -> Listener {
         allow_from: Vec::new(),
         fixed_account: None,
         token_expiry_margin: Duration::from_mins(5),
+        ews: EwsSettings::default(),
         accounts: accounts.into_iter().map(Arc::new).collect(),
     }
 }
 
-fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
+fn account(user: &str, mailbox: Option<&str>, grants: &[Grant]) -> Account {
     let application = Application {
         endpoints: Endpoints {
             token: "https://login.example/token".parse().unwrap(),
@@ -289,7 +310,7 @@ fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
         client_auth: ClientAuth::Public,
         scope: None,
         resource: "https://outlook.office.com".to_owned(),
-        grants: vec![grant],
+        grants: grants.to_vec(),
         offline_access: false,
         sasl: Sasl::Xoauth2,
     };
@@ -297,6 +318,7 @@ fn account(user: &str, mailbox: Option<&str>, grant: Grant) -> Account {
         user: UserPattern::new(user),
         mailbox: mailbox.map(str::to_owned),
         mailbox_smtp: None,
+        ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: Vec::new(),
     }

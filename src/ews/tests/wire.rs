@@ -74,7 +74,7 @@ async fn only_ews_is_there_and_nothing_in_a_request_chooses_the_target() {
         "/",
         "/owa/",
         "/EWS",
-        "/autodiscover/autodiscover.xml",
+        "/autodiscover/autodiscover.xmlx",
         "/Microsoft-Server-ActiveSync",
         "/EWS/../owa/",
         "/EWS/%2e%2e/owa/",

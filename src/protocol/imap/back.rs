@@ -4,7 +4,8 @@
 //! implicit TLS  Locked ──proof──► Greeting ─┐
 //!                                           ├─► SigningIn ──OK──► Over, the rest is the relay's
 //! STARTTLS      ClearGreeting ─► ClearAnswer│
-//!                 ─► Upgrading ──proof──────┘─► Learning ──OK──► Over
+//!                 ─► Upgrading ──proof──────┼─► Learning ──OK──► Over
+//!                                           └─► Waiting ──sign_in──► SigningIn
 //! ```
 //! The token goes out with the command (SASL-IR: one round trip), unless the greeting lists capabilities and
 //! SASL-IR is not among them. Errors that come as a challenge (Gmail) are answered, so that the `NO` follows.
@@ -34,6 +35,9 @@ const MAX_CHALLENGES: u8 = 3;
 /// How much of a reply goes to the log, in characters.
 const MAX_SHOWN: usize = 500;
 
+/// What a waiting connection expects.
+const UNASKED: &str = "nothing before the sign-in";
+
 type Outcome = Result<Welcome, BackError>;
 
 /// IMAP before the login, seen from the client's side. It holds a token on its way: there is no `Debug`.
@@ -60,6 +64,8 @@ enum State {
     Upgrading,
     /// The greeting, past TLS.
     Greeting(Encrypted),
+    /// Greeted, with what the greeting listed; somebody will sign in, or nobody.
+    Waiting(Encrypted, Option<Vec<String>>),
     /// AUTHENTICATE is sent.
     SigningIn(Exchange),
     /// CAPABILITY is sent.
@@ -101,6 +107,7 @@ impl Back for ImapBack {
             | State::ClearGreeting
             | State::ClearAnswer
             | State::Greeting(_)
+            | State::Waiting(..)
             | State::SigningIn(_)
             | State::Learning(_)
             | State::Over => self.inbox.feed(bytes),
@@ -120,6 +127,7 @@ impl Back for ImapBack {
             other @ (State::ClearGreeting
             | State::ClearAnswer
             | State::Greeting(_)
+            | State::Waiting(..)
             | State::SigningIn(_)
             | State::Learning(_)
             | State::Over) => self.state = other,
@@ -142,6 +150,30 @@ impl Back for ImapBack {
                 Taken::Incomplete => return Step::Read,
                 Taken::TooLong => self.finish(Err(BackError::TooLong)),
             }
+        }
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self.state, State::Waiting(..))
+    }
+
+    fn sign_in(&mut self, sign_in: SignIn) {
+        self.errand = Errand::SignIn(sign_in);
+        if !self.waits() {
+            return;
+        }
+        let State::Waiting(proof, offered) = mem::take(&mut self.state) else { return };
+        self.state = if self.inbox.is_empty() {
+            self.set_out(proof, offered.as_deref())
+        } else {
+            self.unexpected(UNASKED, b"part of a line")
+        };
+    }
+
+    fn dismiss(&mut self) {
+        if self.waits() {
+            self.write("A1 LOGOUT\r\n");
+            self.state = State::Over;
         }
     }
 
@@ -179,6 +211,12 @@ impl ImapBack {
                 Ok(offered) => self.set_out(proof, offered.as_deref()),
                 Err(error) => self.end(Err(error)),
             },
+            State::Waiting(..) => match grammar::response(line) {
+                Ok((_, Response::Untagged(data))) if is_goodbye(data) => {
+                    self.end(Err(BackError::TryLater { reply: shown(data) }))
+                }
+                _ => self.unexpected(UNASKED, line),
+            },
             State::SigningIn(exchange) => self.signing_in(exchange, line),
             State::Learning(offer) => self.learning(offer, line),
             idle @ (State::Locked | State::Upgrading | State::Over) => idle,
@@ -213,6 +251,7 @@ impl ImapBack {
                 self.write("A1 CAPABILITY\r\n");
                 return State::Learning(None);
             }
+            Errand::Wait { .. } => return State::Waiting(proof, offered.map(<[String]>::to_vec)),
         };
         let name = sasl::name(sign_in.mechanism);
         let lists = |capability: &str| {
@@ -307,7 +346,7 @@ impl ImapBack {
 
     /// Passes over untagged data, a bounded number of times and unless it is a goodbye.
     fn skip(&mut self, data: &[u8]) -> Result<(), BackError> {
-        if let Ok((_, (Status::Bye, _))) = grammar::status(data) {
+        if is_goodbye(data) {
             return Err(BackError::TryLater { reply: shown(data) });
         }
         self.untagged += 1;
@@ -389,6 +428,10 @@ fn greeting(line: &[u8]) -> Result<Option<Vec<String>>, BackError> {
         Some(((Status::Bye, _), data)) => Err(BackError::TryLater { reply: shown(data) }),
         _ => Err(BackError::Unexpected { expected: "the greeting `* OK`", got: shown(line) }),
     }
+}
+
+fn is_goodbye(data: &[u8]) -> bool {
+    matches!(grammar::status(data), Ok((_, (Status::Bye, _))))
 }
 
 /// The names behind `AUTH=`.

@@ -3,9 +3,9 @@
 //! ```text
 //! Greeting ──(STLS)──► Encrypting ──► Upgrading ──secured─┐
 //!    └──────────────────────────────────────────────────┬─┘
-//!                    sign in: AUTH XOAUTH2 ◄────────────┴──► learn: CAPA ──► Listing ──QUIT──► Over
-//!                              │ +
-//!                              ▼
+//!                    sign in: AUTH XOAUTH2 ◄────────────┼──► learn: CAPA ──► Listing ──QUIT──► Over
+//!                              │ +   ▲                   ▼
+//!                              ▼     └──sign_in────── Waiting
 //!                          Presented ──+ challenge──► Challenged ──-ERR──► Over
 //! ```
 //! The token goes on a line of its own, always: Exchange Online closes the connection on the one-line form.
@@ -52,6 +52,8 @@ enum State {
     Encrypting,
     /// STLS was granted; the handshake is not for us.
     Upgrading,
+    /// Greeted; somebody will sign in, or nobody.
+    Waiting,
     /// `AUTH XOAUTH2` was said.
     Announced(SignIn),
     /// The token was sent.
@@ -125,6 +127,29 @@ impl Back for Pop3Back {
         }
     }
 
+    fn waits(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    fn sign_in(&mut self, sign_in: SignIn) {
+        self.errand = Errand::SignIn(sign_in);
+        if self.waits() {
+            self.state = if self.inbox.is_empty() {
+                self.proceed()
+            } else {
+                let expected = State::Waiting.expects();
+                self.fail(BackError::Unexpected { expected, got: "part of a line".to_owned() })
+            };
+        }
+    }
+
+    fn dismiss(&mut self) {
+        if self.waits() {
+            self.say("QUIT");
+            self.state = State::Over;
+        }
+    }
+
     fn into_rest(self: Box<Self>) -> Vec<u8> {
         self.inbox.into_rest()
     }
@@ -138,7 +163,9 @@ impl Pop3Back {
                 State::Encrypting
             }
             (State::Greeting, Reply::Ok(_)) => self.proceed(),
-            (State::Greeting, Reply::Err(text)) if !is_permanent(text) => self.try_later(line),
+            (State::Greeting | State::Waiting, Reply::Err(text)) if !is_permanent(text) => {
+                self.try_later(line)
+            }
             (State::Encrypting, Reply::Ok(_)) if !self.inbox.is_empty() => self.fail(BackError::Injected),
             (State::Encrypting, Reply::Ok(_)) => {
                 self.steps.push_back(Step::StartTls);
@@ -195,6 +222,7 @@ impl Pop3Back {
                 self.say("CAPA");
                 State::Asked
             }
+            Errand::Wait { .. } => State::Waiting,
         }
     }
 
@@ -238,6 +266,7 @@ impl State {
         match self {
             Self::Greeting => "a POP3 greeting, `+OK`",
             Self::Encrypting => "`+OK` to STLS",
+            Self::Waiting => "nothing before the sign-in",
             Self::Announced(_) => "`+` to AUTH",
             Self::Presented(_) => "`+OK`, `-ERR` or a challenge to the token",
             Self::Challenged { .. } => "`-ERR` after the error challenge",

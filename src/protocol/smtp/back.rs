@@ -4,7 +4,9 @@
 //! Greeting ──EHLO──► Introduced ──STARTTLS──► Encrypting ──► Upgrading ──secured, EHLO─┐
 //!    └───────────────────────EHLO─────────────────────────────────────────────────┬───┘
 //!                                                                    Hello ◄──────┘
-//!               sign in: AUTH XOAUTH2 ◄────────────────────────────────┴──► learn: QUIT ──► Over
+//!               sign in: AUTH XOAUTH2 ◄────────────────────────────────┼──► learn: QUIT ──► Over
+//!                              │     ▲                                  ▼
+//!                              │     └──sign_in (another name: EHLO)── Waiting
 //!                              │ (334, where the line would be too long)
 //!                              ▼
 //!                          Presented ──334 challenge──► Challenged ──535──► Over
@@ -51,6 +53,8 @@ pub struct SmtpBack {
     partial: Option<Reply>,
     steps: VecDeque<Step<Outcome>>,
     proof: Option<Encrypted>,
+    /// The name in the last EHLO.
+    introduced_as: String,
 }
 
 /// Where the dialogue stands. Each state owns what only it needs.
@@ -66,6 +70,8 @@ enum State {
     Upgrading,
     /// The EHLO that counts was said.
     Hello,
+    /// It was answered; somebody will sign in, or nobody.
+    Waiting(Reply),
     /// `AUTH XOAUTH2` was said, without the token.
     Announced(SignIn, Offer),
     /// The token was sent.
@@ -83,6 +89,7 @@ enum State {
 }
 
 /// A whole reply.
+#[derive(Clone)]
 struct Reply {
     code: u16,
     lines: Vec<String>,
@@ -99,6 +106,7 @@ impl SmtpBack {
             partial: None,
             steps: VecDeque::new(),
             proof: None,
+            introduced_as: String::new(),
         }
     }
 
@@ -143,6 +151,34 @@ impl Back for SmtpBack {
                 Taken::TooLong => self.state = self.fail(BackError::TooLong),
                 Taken::Incomplete => return Step::Read,
             }
+        }
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self.state, State::Waiting(_))
+    }
+
+    fn sign_in(&mut self, sign_in: SignIn) {
+        self.errand = Errand::SignIn(sign_in);
+        if !self.waits() {
+            return;
+        }
+        let State::Waiting(reply) = mem::take(&mut self.state) else { return };
+        self.state = if !self.inbox.is_empty() || self.partial.is_some() {
+            self.unexpected("part of a reply".to_owned())
+        } else if self.introduced_as == self.name() {
+            self.proceed(&reply)
+        } else {
+            // the name stands in the messages' Received header: it is the mail client's
+            self.introduce();
+            State::Hello
+        };
+    }
+
+    fn dismiss(&mut self) {
+        if self.waits() {
+            self.say("QUIT");
+            self.state = State::Over;
         }
     }
 
@@ -222,10 +258,16 @@ impl SmtpBack {
     }
 
     fn introduce(&mut self) {
-        let (Errand::SignIn(SignIn { client_name, .. }) | Errand::Learn { client_name }) = &self.errand;
-        let name = if is_client_name(client_name) { client_name } else { NAMELESS };
-        let hello = format!("EHLO {name}");
+        self.introduced_as = self.name().to_owned();
+        let hello = format!("EHLO {}", self.introduced_as);
         self.say(&hello);
+    }
+
+    fn name(&self) -> &str {
+        let (Errand::SignIn(SignIn { client_name, .. })
+        | Errand::Learn { client_name }
+        | Errand::Wait { client_name }) = &self.errand;
+        if is_client_name(client_name) { client_name } else { NAMELESS }
     }
 
     fn encrypt(&mut self, reply: &Reply) -> State {
@@ -245,6 +287,7 @@ impl SmtpBack {
                 self.say("QUIT");
                 return self.end(Ok(Welcome { offer: Some(offer), reply: reply.joined() }));
             }
+            Errand::Wait { .. } => return State::Waiting(reply.clone()),
         };
         let offered = mechanisms(reply.extensions());
         let mechanism = sasl::name(sign_in.mechanism);
@@ -300,6 +343,7 @@ impl State {
             Self::Greeting => "an SMTP greeting, `220`",
             Self::Introduced | Self::Hello => "`250` to EHLO",
             Self::Encrypting => "`220` to STARTTLS",
+            Self::Waiting(_) => "nothing before the sign-in",
             Self::Announced(..) => "`334` to AUTH",
             Self::Presented { .. } => "`235`, `535` or a challenge to the token",
             Self::Challenged { .. } => "`535` after the error challenge",

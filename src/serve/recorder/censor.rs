@@ -71,7 +71,7 @@ impl FrontCensor {
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             let challenges = match self.protocol {
                 Protocol::Smtp => line.starts_with(b"334"),
-                Protocol::Imap | Protocol::Pop3 | Protocol::Ews => {
+                Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => {
                     line.starts_with(b"+") && !line.starts_with(b"+OK")
                 }
             };
@@ -148,7 +148,7 @@ impl FrontCensor {
     fn command(&mut self, text: &mut String, line: &[u8]) -> bool {
         let (inside, end) = line_end(line);
         let (tag, rest) = match self.protocol {
-            Protocol::Imap | Protocol::Ews => match split(inside) {
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => match split(inside) {
                 (tag, Some(rest)) => ([tag, b" "].concat(), rest),
                 (_, None) => (Vec::new(), &b""[..]),
             },

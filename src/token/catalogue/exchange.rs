@@ -587,7 +587,7 @@ fn last_resort(protocol: Protocol) -> &'static Answer {
         Protocol::Imap => imap,
         Protocol::Pop3 => pop3,
         Protocol::Smtp => smtp,
-        Protocol::Ews => ews,
+        Protocol::Ews | Protocol::ActiveSync => ews,
     }
 }
 

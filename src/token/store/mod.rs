@@ -51,7 +51,11 @@ fn open_as(
         model::Store::Memory => Ok(Arc::new(memory::MemoryStore::new())),
         model::Store::File(path) => Ok(Arc::new(open_file(path, &key()?)?)),
         #[cfg(feature = "redis")]
-        model::Store::Redis(url) => Ok(Arc::new(redis::RedisStore::connect(url, &key()?, None)?)),
+        model::Store::Redis(url) => Ok(Arc::new(redis::RedisStore::connect(
+            url,
+            &key()?,
+            tokens.extra_roots_file.as_deref().map(redis::roots_with).transpose()?,
+        )?)),
         #[cfg(not(feature = "redis"))]
         model::Store::Redis(url) => Err(StoreError::Foreign {
             path: url.host_str().unwrap_or_default().to_owned(),

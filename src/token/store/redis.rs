@@ -11,13 +11,16 @@
 //! counts as not there. It is dialled when it is first needed, and every command has a time limit: if it is
 //! away, logins go on without it.
 
-use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, fs};
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{Client, Cmd, FromRedisValue, IntoConnectionInfo as _, TlsCertificates, cmd};
 use aws_lc_rs::rand::fill;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
@@ -68,6 +71,22 @@ pub struct RedisStore {
     sealer: Sealer,
     /// Host and port, for messages: the URL holds a password.
     server: String,
+}
+
+/// The platform's roots and those of a file, as PEM: what [`RedisStore::connect`] takes in their place.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn roots_with(extra: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut pem = fs::read(extra)
+        .map_err(|error| StoreError::Foreign { path: extra.display().to_string(), why: error.to_string() })?;
+    for root in rustls_native_certs::load_native_certs().certs {
+        pem.extend_from_slice(b"\n-----BEGIN CERTIFICATE-----\n");
+        // one long line: the readers of PEM that this goes to take any length
+        pem.extend_from_slice(BASE64_STANDARD.encode(root).as_bytes());
+        pem.extend_from_slice(b"\n-----END CERTIFICATE-----\n");
+    }
+    Ok(pem)
 }
 
 impl RedisStore {
