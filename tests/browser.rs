@@ -39,6 +39,13 @@ fn size(png: &[u8]) -> (u32, u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_page_shows_a_failing_login_with_its_remedy() {
     let stage = Stage::planned(Plan::default()).await;
+    // fewer listeners make a better picture
+    let path = stage.file("proxy.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let few = |line: &&str| !line.contains("{name:") || !line.split(',').next().unwrap().contains('-');
+    let listeners = |line: &&str| !line.starts_with("  - {name: ") || few(&line.trim_start_matches("  - "));
+    std::fs::write(&path, text.lines().filter(listeners).collect::<Vec<_>>().join("\n")).unwrap();
+    assert!(stage.app.reload(mailkey::config::load(&path, &|_| None)));
     let url = format!("http://{}/?still", stage.app.admin_addresses()[0]);
     for (password, answer) in [(ALICE.1, "a OK"), ("not the password", "a NO"), (ALICE.1, "a OK")] {
         let mut wire = stage.wire("imap").await;
@@ -52,7 +59,7 @@ async fn the_status_page_shows_a_failing_login_with_its_remedy() {
         ALICE.0,
         "AADSTS50126",
         "To do: ",
-        "2 logins and 1 refusals",
+        "2 logins and 1 refusal in,
         "<rect class=\"well\"",
     ] {
         assert!(page.contains(part), "{part} is not in {page}");

@@ -82,9 +82,9 @@ fn document(out: &mut String, status: &Status, still: bool) -> fmt::Result {
     writeln!(
         out,
         "<p class=\"soft\">{} · {refresh} · <a href=\"/status.json\">JSON</a> · \
-         <a href=\"/recordings\">{} failed dialogues</a></p>",
+         <a href=\"/recordings\">{}</a></p>",
         When(status.now),
-        status.recordings
+        counted(status.recordings as u64, "recording")
     )?;
     out.push_str("</header>\n<main>\n<dl>\n");
     fact(out, "Version", &status.version)?;
@@ -125,8 +125,11 @@ fn chart(out: &mut String, history: &[(u32, u32)]) -> fmt::Result {
     let most = history.iter().map(|(well, ill)| u64::from(*well) + u64::from(*ill)).max().unwrap_or(0).max(1);
     let sum = |pick: fn(&(u32, u32)) -> u32| history.iter().map(|bar| u64::from(pick(bar))).sum::<u64>();
     let (logins, refusals) = (sum(|bar| bar.0), sum(|bar| bar.1));
-    let words =
-        format!("{logins} logins and {refusals} refusals in the last hour; at most {most} in a minute");
+    let words = format!(
+        "{} and {} in the last hour; at most {most} in a minute",
+        counted(logins, "login"),
+        counted(refusals, "refusal")
+    );
     writeln!(
         out,
         "<figure>\n<svg viewBox=\"0 0 {} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{words}\">",
@@ -145,6 +148,11 @@ fn chart(out: &mut String, history: &[(u32, u32)]) -> fmt::Result {
         }
     }
     writeln!(out, "</svg>\n<figcaption class=\"soft\">{words}</figcaption>\n</figure>")
+}
+
+/// `1 login`, `2 logins`.
+fn counted(number: u64, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
 fn fact(out: &mut String, name: &str, value: &str) -> fmt::Result {
@@ -359,8 +367,8 @@ mod tests {
             "nobody gets in: Too many open files",
             "the certificate `server.pem` ends in 9 days",
             "unknown key `lisen`",
-            "120 logins and 1 refusals in the last hour; at most 4 in a minute",
-            "2 failed dialogues",
+            "120 logins and 1 refusal in the last hour; at most 4 in a minute",
+            "2 recordings",
             "alice@contoso.com",
             "10 min old, good for 50 min",
             "AADSTS50076",
