@@ -59,7 +59,7 @@ async fn the_status_page_shows_a_failing_login_with_its_remedy() {
         ALICE.0,
         "AADSTS50126",
         "To do: ",
-        "2 logins and 1 refusal in,
+        "2 logins and 1 refusal in the last hour",
         "<rect class=\"well\"",
     ] {
         assert!(page.contains(part), "{part} is not in {page}");
