@@ -257,30 +257,27 @@ impl App {
         let room = wish.listener.and_then(|number| rooms.all.get(number));
         let room = room.map(|room| Arc::new(ArcSwap::new(Arc::clone(room))));
         let trouble = Arc::default();
-        let closing = match &room {
-            Some(room) => {
-                let door = Door {
-                    room: Arc::clone(room),
-                    places: Arc::clone(&self.places),
-                    metrics: Arc::clone(&self.house.metrics),
-                    tracker: self.house.sessions.clone(),
-                    closing: self.house.draining.child_token(),
-                    trouble: Arc::clone(&trouble),
-                };
-                let closing = door.closing.clone();
-                tokio::spawn(door.keep(socket));
-                closing
-            }
-            None => {
-                let closing = self.stopping.child_token();
-                let desk = AdminDesk {
-                    source: Arc::clone(&self.live) as Arc<dyn admin::status::StatusSource>,
-                    metrics: Arc::clone(&self.house.metrics),
-                    listen: vec![bound],
-                };
-                tokio::spawn(admin::serve(socket, Arc::new(desk), closing.clone()));
-                closing
-            }
+        let closing = if let Some(room) = &room {
+            let door = Door {
+                room: Arc::clone(room),
+                places: Arc::clone(&self.places),
+                metrics: Arc::clone(&self.house.metrics),
+                tracker: self.house.sessions.clone(),
+                closing: self.house.draining.child_token(),
+                trouble: Arc::clone(&trouble),
+            };
+            let closing = door.closing.clone();
+            tokio::spawn(door.keep(socket));
+            closing
+        } else {
+            let closing = self.stopping.child_token();
+            let desk = AdminDesk {
+                source: Arc::clone(&self.live) as Arc<dyn admin::status::StatusSource>,
+                metrics: Arc::clone(&self.house.metrics),
+                listen: vec![bound],
+            };
+            tokio::spawn(admin::serve(socket, Arc::new(desk), closing.clone()));
+            closing
         };
         state.open.push(Open { key: wish.key.clone(), bound, room, closing, trouble });
     }

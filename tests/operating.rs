@@ -62,7 +62,7 @@ async fn a_reload_keeps_sessions_and_sockets_opens_new_ones_and_closes_the_rest(
     assert!(requests <= stage.office.journal().len());
     let refused = async {
         while TcpStream::connect(closed).await.is_ok() {
-            sleep(Duration::from_millis(20)).await
+            sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(PATIENCE, refused).await.expect("a listener that is gone closes its socket");
@@ -506,7 +506,7 @@ async fn systemd_gives_sockets_by_name_and_is_told_when_the_proxy_is_ready() {
     // systemd-socket-activate starts the program with the first connection, which is kept for it
     let ready = async {
         while TcpStream::connect(&listen).await.is_err() {
-            sleep(Duration::from_millis(50)).await
+            sleep(Duration::from_millis(50)).await;
         }
     };
     timeout(PATIENCE, ready).await.unwrap();

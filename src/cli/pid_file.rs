@@ -91,8 +91,8 @@ pub fn reload(path: &Path, out: &mut Out) -> ExitCode {
         waited += pause;
         let now = admin.last_reload();
         if let Some(report) = now.filter(|now| before.as_ref() != Some(now)) {
-            let what = report["what"].as_str().unwrap_or_default();
-            if report["is-taken"] == true {
+            let what = report.get("what").and_then(|what| what.as_str()).unwrap_or_default();
+            if report.get("is-taken").and_then(serde_json::Value::as_bool) == Some(true) {
                 out.line(format_args!("reloaded: {what}"));
                 return ExitCode::SUCCESS;
             }

@@ -103,8 +103,11 @@ fn not_after(der: &[u8]) -> Option<Timestamp> {
     }
 }
 
+/// What stands behind an element, its tag, its content.
+type Element<'a> = (&'a [u8], (u8, &'a [u8]));
+
 /// One DER element: what stands behind it, its tag, its content.
-fn element(der: &[u8]) -> Option<(&[u8], (u8, &[u8]))> {
+fn element(der: &[u8]) -> Option<Element<'_>> {
     let (&tag, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
     let (size, rest) = if first < 0x80 {

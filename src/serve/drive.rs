@@ -247,7 +247,9 @@ async fn converse(
             }
             Step::Done(result) => {
                 if let Err(error) = &result {
-                    report(error).into_iter().for_each(|line| tape.note(line));
+                    for line in report(error) {
+                        tape.note(line);
+                    }
                 }
                 // after a refusal, upstream is told goodbye where the dialogue has one to say
                 send(io, &mut out).await.map_err(broke)?;

@@ -217,8 +217,8 @@ impl Pipe {
     fn may_end(&self, now: Instant) -> bool {
         let nothing_held = self.up.held.is_empty() && self.down.held.is_empty();
         let is_quiet = self.last + QUIET <= now;
-        let may = |watch: &Box<dyn Watch>| watch.may_end() && (is_quiet || !watch.wants_quiet());
-        nothing_held && self.watch.as_ref().map_or(is_quiet, may)
+        let may = |watch: &dyn Watch| watch.may_end() && (is_quiet || !watch.wants_quiet());
+        nothing_held && self.watch.as_deref().map_or(is_quiet, may)
     }
 
     fn patience(&self, idle: Duration) -> Duration {

@@ -125,6 +125,7 @@ struct Counterpart<'a> {
 }
 
 impl Session {
+    #[expect(clippy::too_many_lines, reason = "the story of a sign-in reads best in one piece")]
     async fn sign_in(&mut self, io: BoxIo, full: bool) -> Outcome {
         let station = Arc::clone(&self.station);
         let mut deadline = self.started + station.limits.login_timeout;

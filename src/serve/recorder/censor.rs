@@ -104,7 +104,7 @@ impl FrontCensor {
     fn next_piece(&mut self, text: &mut String) -> bool {
         let literal = match self.expected {
             Expected::UserLiteral(size) | Expected::PasswordLiteral(size) => Some(size),
-            _ => None,
+            Expected::Command | Expected::Payload(..) | Expected::Password | Expected::LineEnd => None,
         };
         let end = match literal {
             Some(size) if self.held.len() >= size => size,
