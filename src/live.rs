@@ -128,6 +128,9 @@ impl Live {
                     Upstream::Mail(server) => format!("{}:{}", server.host, server.port),
                     Upstream::Http(url) => without_credentials(url),
                 },
+                note: listener
+                    .ends_in_2027()
+                    .then(|| "Exchange Online ends EWS for good on 1 April 2027".to_owned()),
                 sessions: self
                     .metrics
                     .sessions

@@ -188,11 +188,15 @@ fn every_commented_example_of_the_sample_holds() {
     // A listener with TLS needs the certificate, which is an example itself.
     let certificate =
         blocks.iter().find(|block| text.lines().nth(block.start).unwrap().contains("certs/server"));
+    let accounts = blocks.iter().find(|block| text.lines().nth(block.start).unwrap().contains("#: accounts"));
     for block in &blocks {
         let mut chosen = vec![block.clone()];
         let lines: Vec<&str> = text.lines().skip(block.start).take(block.len()).collect();
         if lines.iter().any(|line| line.contains("tls: implicit")) {
             chosen.push(certificate.unwrap().clone());
+        }
+        if lines.iter().any(|line| line.contains("fixed-account")) {
+            chosen.push(accounts.unwrap().clone());
         }
         let before = uncommented(&text, &[]);
         let after = uncommented(&text, &chosen);

@@ -132,7 +132,7 @@ fn ntlm() -> SquidPlan {
          cache directory = FOLDER/samba/cache\nlock directory = FOLDER/samba/lock\npid directory = FOLDER/samba/pid\n\
          ncalrpc dir = FOLDER/samba/ncalrpc\nlog file = FOLDER/samba/log\ninterfaces = lo\nbind interfaces only = yes\n\
          disable netbios = yes\nntlm auth = ntlmv2-only\nEND\n\
-         mount -t tmpfs none /run/samba\n\
+         mkdir -p /run/samba; mount -t tmpfs none /run/samba\n\
          printf '%s\\n%s\\n' '{PROXY_PASSWORD}' '{PROXY_PASSWORD}' | smbpasswd -c FOLDER/samba/smb.conf -s -a nobody\n\
          winbindd -F -s FOLDER/samba/smb.conf --no-process-group > FOLDER/samba/winbindd.log 2>&1 &\n\
          winbindd=$!\n\
@@ -215,7 +215,7 @@ async fn tokens_ews_and_mail_go_through_squid_with_kerberos() {
     let place = squid.folder.path().display().to_string();
     let url = format!("http://localhost:{}", squid.port);
     let environment = |more: &str| {
-        let words = format!("env KRB5_CONFIG={place}/krb5.conf KRB5CCNAME=FILE:{place}/none {more}");
+        let words = format!("env KRB5_CONFIG={place}/krb5.conf KRB5CCNAME=MEMORY: {more}");
         words.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
     corporate::until("the key distribution centre", || {
@@ -448,4 +448,38 @@ async fn each_host_goes_through_its_own_proxy_and_exceptions_go_straight() {
     let sections = through(&format!("http://127.0.0.1:{}", free_port()), ", no-proxy: [127.0.0.0/8]");
     let plan = Plan { sections, host: Some("127.0.0.1"), ..Plan::default() };
     Mailkey::start(&office, plan).await.serves_everything(&[]).await;
+}
+
+#[test]
+fn what_the_page_on_networks_shows_is_valid_and_its_codes_exist() {
+    let page = include_str!("../docs/networks.md");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "secret\n").unwrap();
+    let mode: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&file, mode).unwrap();
+    let mut seen = 0;
+    for block in page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+        let lines = block.lines().map(|line| match line.split_once("-file:") {
+            Some((key, _)) => format!("{key}-file: {}\n", file.display()),
+            None => format!("{line}\n"),
+        });
+        let whole = format!(
+            "oauth: {{client-id: 11111111-2222-3333-4444-555555555555}}\n\
+             listeners: [{{name: imap, protocol: imap, listen: '127.0.0.1:1143'}}]\n{}",
+            lines.collect::<String>()
+        );
+        mailkey::config::parse(&whole, "networks.md", folder.path(), &|_| None)
+            .unwrap_or_else(|problems| panic!("{problems}\nin\n{whole}"));
+        seen += 1;
+    }
+    assert_eq!(seen, 3);
+    let sources: String = crate::house::sources().into_iter().map(|(_, text)| text).collect();
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let codes = rows.iter().flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
+    let codes: Vec<&str> = codes.collect();
+    assert!(codes.len() > 15, "{codes:?}");
+    for code in codes {
+        assert!(sources.contains(&format!("\"{code}\"")), "{code}");
+    }
 }

@@ -10,7 +10,7 @@ use mailkey::protocol::machine::{
 use mailkey::protocol::pop3::{Pop3Back, Pop3Front};
 use mailkey::protocol::sasl;
 use mailkey::protocol::smtp::{SmtpBack, SmtpFront};
-use mailkey::secret::{AccessToken, Encrypted};
+use mailkey::secret::{AccessToken, Credentials, Encrypted};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -197,6 +197,7 @@ proptest! {
         starttls: bool,
         require_tls: bool,
         max_refusals in 0_u8..3,
+        without_login: bool,
     ) {
         let settings = FrontSettings {
             starttls,
@@ -204,6 +205,7 @@ proptest! {
             offer: Arc::new(Offer(vec!["SIZE 1".to_owned()])),
             host_name: "mailkey.example".to_owned(),
             max_refusals,
+            without_login: without_login.then(|| Credentials::decode(b"scanner", b"secret").unwrap()),
         };
         for (whole, cut) in fronts(&settings).into_iter().zip(fronts(&settings)) {
             let whole = front_steps(whole, &[&bytes]);

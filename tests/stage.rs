@@ -27,8 +27,12 @@ pub struct Plan {
     pub settings: Settings,
     /// Replaces the usual keys of the `oauth` section, in flow style, without `tenant-authority`.
     pub oauth: Option<String>,
+    /// More listeners, one a line; `{imap}`, `{pop3}`, `{smtp}` are where the simulator is.
+    pub listeners: String,
     /// Whole top-level sections, appended.
     pub sections: String,
+    /// Files that nobody else may read: name and content.
+    pub files: Vec<(&'static str, &'static str)>,
     /// How far away IMAP, POP3 and SMTP are, one way.
     pub distance: Option<Duration>,
 }
@@ -53,10 +57,15 @@ impl Stage {
         let office = Simulator::start(plan.settings).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         write_certificate(folder.path());
-        std::fs::write(folder.path().join("office-ca.pem"), office.ca_pem()).unwrap();
+        // real servers that a test starts beside the simulator show the proxy's own certificate
+        let beside = std::fs::read_to_string(folder.path().join("server.pem")).unwrap();
+        std::fs::write(folder.path().join("office-ca.pem"), format!("{}{beside}", office.ca_pem())).unwrap();
         let oauth = plan.oauth.unwrap_or_else(|| {
             format!("client-id: {PUBLIC_CLIENT_ID}, scope: 'https://outlook.office.com/.default'")
         });
+        for (name, content) in plan.files {
+            write_private(&folder.path().join(name), content);
+        }
         let mut ports = [office.imap().port(), office.pop3().port(), office.smtp().port()];
         let mut ways = Vec::new();
         if let Some(one_way) = plan.distance {
@@ -66,7 +75,7 @@ impl Stage {
                 ways.push(way);
             }
         }
-        let text = configuration(&office, ports, &oauth, &plan.sections);
+        let text = configuration(&office, ports, &oauth, &plan.listeners, &plan.sections);
         let path = folder.path().join("proxy.yaml");
         std::fs::write(&path, text).unwrap();
         let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
@@ -114,7 +123,8 @@ impl Stage {
     }
 }
 
-fn configuration(office: &Simulator, [imap, pop3, smtp]: [u16; 3], oauth: &str, sections: &str) -> String {
+fn configuration(office: &Simulator, ports: [u16; 3], oauth: &str, more: &str, sections: &str) -> String {
+    let [imap, pop3, smtp] = ports;
     let authority = office.authority_url();
     let mut listeners = Vec::new();
     for (protocol, upstream, upstream_tls) in
@@ -137,10 +147,16 @@ fn configuration(office: &Simulator, [imap, pop3, smtp]: [u16; 3], oauth: &str, 
             upstream.port()
         ));
     }
+    let more = more
+        .replace("{imap}", &format!("'localhost:{}'", office.imap().port()))
+        .replace("{pop3}", &format!("'localhost:{}'", office.pop3().port()))
+        .replace("{smtp}", &format!("'localhost:{}', upstream-tls: starttls", office.smtp().port()));
+    listeners.push(more);
     let ews = office.ews().port();
-    for (name, tls) in [("ews", "off"), ("ews-tls", "implicit")] {
+    for (name, tls, activesync) in [("ews", "off", "false"), ("ews-tls", "implicit", "true")] {
         listeners.push(format!(
-            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, upstream: 'https://localhost:{ews}/'}}\n"
+            "  - {{name: {name}, protocol: ews, listen: '127.0.0.1:0', tls: {tls}, activesync: {activesync}, \
+             upstream: 'https://localhost:{ews}/'}}\n"
         ));
     }
     let listeners = listeners.concat();
@@ -156,12 +172,15 @@ fn configuration(office: &Simulator, [imap, pop3, smtp]: [u16; 3], oauth: &str, 
 fn write_certificate(folder: &Path) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     std::fs::write(folder.join("server.pem"), made.cert.pem()).unwrap();
-    let key = folder.join("server.key");
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    write_private(&folder.join("server.key"), &made.signing_key.serialize_pem());
+}
+
+fn write_private(path: &Path, content: &str) {
+    std::fs::write(path, content).unwrap();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 }
 

@@ -17,7 +17,7 @@ use mailkey::protocol::machine::{
 };
 use mailkey::protocol::pop3::{Pop3Back, Pop3Front};
 use mailkey::protocol::smtp::{SmtpBack, SmtpFront};
-use mailkey::secret::{AccessToken, Encrypted};
+use mailkey::secret::{AccessToken, Credentials, Encrypted};
 
 /// Every directory of transcripts. One that is missing here, or empty, fails.
 const DIRECTORIES: &[&str] =
@@ -195,6 +195,7 @@ struct Settings {
     learn: bool,
     wait: bool,
     max_refusals: u8,
+    without_login: Option<String>,
     offer: Offer,
     host_name: String,
     sign_in: SignIn,
@@ -295,6 +296,7 @@ impl Default for Settings {
             learn: false,
             wait: false,
             max_refusals: 3,
+            without_login: None,
             offer: Offer::default(),
             host_name: "mailkey.example".to_owned(),
             sign_in: SignIn {
@@ -317,6 +319,7 @@ impl Settings {
             "require-tls" => self.require_tls = true,
             "one-segment" => self.one_segment = true,
             "learn" => self.learn = true,
+            "without-login" => self.without_login = Some(value.to_owned()),
             "wait" => self.wait = true,
             "max-refusals" => self.max_refusals = value.parse().unwrap(),
             "offer" => self.offer = offer(value),
@@ -344,6 +347,10 @@ impl Settings {
             offer: Arc::new(self.offer.clone()),
             host_name: self.host_name.clone(),
             max_refusals: self.max_refusals,
+            without_login: self
+                .without_login
+                .as_ref()
+                .map(|user| Credentials::decode(user.as_bytes(), b"-").unwrap()),
         }
     }
 

@@ -165,7 +165,10 @@ fn listeners(out: &mut String, listeners: &[ListenerStatus]) -> fmt::Result {
         row(out, &listener.name)?;
         cell(out, &listener.protocol)?;
         cell(out, &listener.addresses.join(", "))?;
-        cell(out, &listener.upstream)?;
+        match &listener.note {
+            Some(note) => cell(out, &format!("{} ({note})", listener.upstream))?,
+            None => cell(out, &listener.upstream)?,
+        }
         match &listener.trouble {
             None => cell(out, &listener.sessions.to_string())?,
             Some(trouble) => write!(
@@ -322,6 +325,7 @@ mod tests {
         status.warnings = vec![evil.to_owned()];
         status.last_reload.as_mut().unwrap().what = evil.to_owned();
         for listener in &mut status.listeners {
+            listener.note = Some("<b>".to_owned());
             for field in [&mut listener.name, &mut listener.protocol, &mut listener.upstream] {
                 evil.clone_into(field);
             }
@@ -338,6 +342,7 @@ mod tests {
             }
         }
         let page = html(&status, false).body;
+        assert!(page.contains(" (&lt;b&gt;)") && !page.contains("<b>"));
         assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
         let escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\u{fffd}\u{fffd}";
         // 2 facts, a warning, a reload, 5 cells of a listener, 3 cells and 3 parts of the failure of an account

@@ -66,6 +66,8 @@ pub struct ListenerStatus {
     pub addresses: Vec<String>,
     /// Where it leads.
     pub upstream: String,
+    /// What the administrator should know about it.
+    pub note: Option<String>,
     /// Sessions alive now.
     pub sessions: u64,
     /// Why nobody gets in just now.

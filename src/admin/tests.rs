@@ -27,6 +27,7 @@ pub(super) fn status() -> Status {
             protocol: "imap".to_owned(),
             addresses: vec!["127.0.0.1:1143".to_owned()],
             upstream: "outlook.office365.com:993".to_owned(),
+            note: None,
             sessions: 3,
             trouble: Some("Too many open files".to_owned()),
         }],

@@ -14,6 +14,7 @@ use crate::config::model::{Config, Listener, Upstream};
 use crate::ews::{self, desk::Desk};
 use crate::seats::Seats;
 use crate::serve::listener::{Room, Visit};
+use crate::serve::offer::Shown;
 use crate::serve::recorder::Recordings;
 use crate::serve::session;
 use crate::serve::station::Station;
@@ -135,10 +136,10 @@ impl Rooms {
             let same = |old: &&Arc<Station>| {
                 old.listener.protocol == listener.protocol && old.listener.upstream == listener.upstream
             };
-            let offer = Station::first_offer(listener.protocol);
-            if let Some(old) = before.iter().find(same) {
-                offer.store(old.offer.load_full());
-            }
+            let offer = match before.iter().find(same) {
+                Some(old) => Arc::clone(&old.offer),
+                None => Arc::new(Shown::new(listener.protocol)),
+            };
             let station = Arc::new(Station {
                 offer,
                 tokens: Arc::clone(&house.broker) as Arc<dyn Tokens>,
@@ -158,6 +159,7 @@ impl Rooms {
             rooms.stations.push(Arc::clone(&station));
             rooms.all.push(Arc::new(Room {
                 listener: Arc::clone(listener),
+                header_limit: config.limits.login_timeout,
                 serve: Box::new(move |visit| Box::pin(session::serve(Arc::clone(&station), visit))),
             }));
         }
@@ -167,8 +169,7 @@ impl Rooms {
     /// Has every station ask its upstream what it offers.
     pub(super) fn learn(&self) {
         for station in &self.stations {
-            let learner = Arc::clone(station);
-            tokio::spawn(async move { learner.learn().await });
+            station.keep_up();
         }
     }
 }
@@ -229,6 +230,7 @@ fn ews_room(
     });
     Ok(Arc::new(Room {
         listener: Arc::clone(listener),
+        header_limit: limits.login_timeout,
         serve: Box::new(move |visit| Box::pin(Arc::clone(&visitors).serve(visit))),
     }))
 }
@@ -257,7 +259,10 @@ impl EwsVisitors {
             None => Ok(Box::new(io)),
             Some(acceptor) => match timeout(self.limit, acceptor.accept(io)).await {
                 Ok(Ok(io)) => Ok(Box::new(io)),
-                Ok(Err(error)) => Err(error.to_string()),
+                Ok(Err(error)) => {
+                    front_tls::report(&error, name, peer);
+                    Err(error.to_string())
+                }
                 Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
             },
         };

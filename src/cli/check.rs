@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::out::Out;
 use crate::config::model::{
-    Account, Admin, BackTls, ClientAuth, Config, FrontTls, KeySource, Listener, OutboundProxy, Protocol,
-    ProxyAuth, Sasl, TlsVersion, Upstream, UserPattern,
+    Account, Admin, BackTls, ClientAuth, Config, EnvelopeSender, FrontTls, KeySource, Listener,
+    OutboundProxy, Protocol, ProxyAuth, Sasl, TlsVersion, Upstream, UserPattern,
 };
 
 /// The exit code where the file has problems: nothing would start.
@@ -78,8 +78,18 @@ fn listener(text: &mut String, listener: &Listener) {
         let from = listener.allow_from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         add(text, format_args!("    only from {from}"));
     }
-    if let Some(user) = &listener.fixed_account {
-        add(text, format_args!("    without a login: {user}"));
+    if !listener.proxy_protocol_from.is_empty() {
+        let from =
+            listener.proxy_protocol_from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        add(text, format_args!("    PROXY protocol, and nothing else, from {from}"));
+    }
+    if let Some(fixed) = &listener.fixed_account {
+        let mailbox = fixed.account.mailbox_for(&fixed.user, listener.protocol);
+        let sender = match fixed.envelope_sender {
+            EnvelopeSender::Keep => "its own sender",
+            EnvelopeSender::Mailbox => "that as its sender",
+        };
+        add(text, format_args!("    without a login: {} as {mailbox}, with {sender}", fixed.user));
     }
     if let Some(url) = &listener.ews.public_url {
         add(text, format_args!("    reached at {url}"));
@@ -128,22 +138,26 @@ fn account(text: &mut String, listener: &Listener, account: &Account) {
         }
     }
     let same = "as the client signs in";
-    let mapped = account.mailbox_for(same, listener.protocol);
+    if let Some(login) = &account.login {
+        add(text, format_args!("      login      {login}"));
+    }
+    let mailbox =
+        account.mailbox_template(listener.protocol).map_or_else(|| same.to_owned(), ToString::to_string);
     if listener.protocol == Protocol::Ews {
-        add(text, format_args!("      mailbox    {mapped}"));
+        add(text, format_args!("      mailbox    {mailbox}"));
         if application.is_app_only() {
             let also = account.ews_mailboxes.iter().map(UserPattern::as_str).collect::<Vec<_>>();
             let named = if also.is_empty() { "itself".to_owned() } else { also.join(", ") };
             add(text, format_args!("      impersonates {named}"));
         }
     } else {
-        add(text, format_args!("      mailbox    {mapped}, by {sasl}"));
+        add(text, format_args!("      mailbox    {mailbox}, by {sasl}"));
     }
     let checks = match account.password_hashes.len() {
         0 if application.grants.iter().all(|grant| grant.checks_password()) => {
             "by the identity provider".to_owned()
         }
-        0 => "not at all: only listed addresses reach this account".to_owned(),
+        0 => "never taken: there is no hash, and only listed addresses reach this account".to_owned(),
         1 => "here, against one hash".to_owned(),
         many => format!("here, against {many} hashes"),
     };

@@ -207,7 +207,7 @@ fn errands(config: &Config, wishes: &LoginArguments) -> Result<Vec<Errand>, Stri
         for &listener in &listeners {
             let Some(account) = listener.account(user) else { continue };
             let Some(grant) = interactive(&account.application) else { continue };
-            let key = sign_in_key(&account.application, user);
+            let key = sign_in_key(&account.application, &account.login_for(user));
             match errands.iter_mut().find(|errand| errand.key == key) {
                 Some(errand) => errand.listeners.push(Arc::clone(listener)),
                 None => errands.push(Errand {
@@ -382,7 +382,7 @@ fn explain(why: &SignInError, user: &str) -> Explanation {
 
 fn authorize(errand: &Errand, redirect_uri: &str) -> Result<AuthorizeRequest, SignInError> {
     let hint = expected_person(&errand.account, &errand.user).unwrap_or_default();
-    sign_in::authorize(&errand.application, Protocol::Imap, redirect_uri, hint)
+    sign_in::authorize(&errand.application, Protocol::Imap, redirect_uri, &hint)
 }
 
 /// What the arguments ask for, else what the account's grant is; with a browser elsewhere where this machine has
@@ -407,9 +407,8 @@ fn is_headless(is_set: &dyn Fn(&str) -> bool) -> bool {
 }
 
 /// Who has to sign in: for a shared mailbox its delegate, whom SMTP names.
-fn expected_person<'a>(account: &'a Account, user: &'a str) -> Option<&'a str> {
-    let name = account.mailbox_smtp.as_deref().or(account.mailbox.as_deref()).unwrap_or(user);
-    name.contains('@').then_some(name)
+fn expected_person(account: &Account, user: &str) -> Option<String> {
+    Some(account.mailbox_for(user, Protocol::Smtp)).filter(|name| name.contains('@'))
 }
 
 fn another_person(account: &Account, user: &str, name: Option<&str>) -> Option<String> {
@@ -523,7 +522,7 @@ listeners:
     fn the_delegate_of_a_shared_mailbox_is_the_one_to_sign_in() {
         let config = config();
         let account = config.listeners[0].account("desk").unwrap();
-        assert_eq!(expected_person(account, "desk"), Some("bob@contoso.com"));
+        assert_eq!(expected_person(account, "desk").as_deref(), Some("bob@contoso.com"));
         assert_eq!(another_person(account, "desk", Some("Bob@Contoso.com")), None);
         assert_eq!(another_person(account, "desk", None), None);
         let warning = another_person(account, "desk", Some("carol@contoso.com")).unwrap();

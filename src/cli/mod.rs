@@ -6,22 +6,28 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::out::Out;
 use crate::config::model::Config;
 
 pub mod ask;
+pub mod certificate;
 pub mod check;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod hash_password;
+pub mod init;
 pub mod login;
 mod loopback;
 pub mod out;
 pub mod pid_file;
+pub mod reference;
 pub mod run;
+pub mod schema;
 mod service;
+pub mod setup_script;
 pub mod tokens;
 
 /// It did not work.
@@ -59,6 +65,8 @@ enum Command {
     Run,
     /// Check the configuration file: every problem at once, or what would run
     Check,
+    /// Find out at which step it fails, whose turn it is, and what to do
+    Doctor(doctor::DoctorArguments),
     /// Show the whole thing on this machine alone: a simulated Office 365, the real proxy, a message there and back
     Demo(demo::DemoArguments),
     /// Sign in ahead of the first mail client, for the grants that need a person: device code or browser
@@ -87,6 +95,21 @@ enum Command {
     Recordings,
     /// Collect what somebody who helps needs to see into a folder: no password, no token
     SupportBundle(ask::BundleArguments),
+    /// Write a configuration file: five questions, or flags
+    Init(init::InitArguments),
+    /// Print the PowerShell that prepares the tenant: application, permissions, consent, mailbox
+    SetupScript(setup_script::ScriptArguments),
+    /// Make a local certificate authority and a server certificate, for listeners with `tls`
+    Certificate(certificate::CertificateArguments),
+    /// Print the JSON schema of the configuration file, for editors
+    Schema,
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: reference::ShellName,
+    },
+    /// Print the manual page
+    Man(reference::ManArguments),
     /// Make a `password-hash` for `accounts` from a password on standard input
     HashPassword,
 }
@@ -107,6 +130,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run::run(&config, &mut out),
         Command::Check => check::check(&config, &mut out),
+        Command::Doctor(wishes) => doctor::doctor(&config, &wishes, &mut out),
         Command::Demo(wishes) => demo::demo(&wishes, &mut out),
         Command::Login(wishes) => login::login(&wishes, &config, &mut out),
         Command::Tokens(wishes) => tokens::tokens(&wishes, &config, &mut out),
@@ -119,6 +143,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Healthcheck => ask::healthcheck(&config, &mut out),
         Command::Recordings => ask::recordings(&config, &mut out),
         Command::SupportBundle(wishes) => ask::support_bundle(wishes, &config, &mut out),
+        Command::Init(wishes) => init::init(&config, &wishes, &mut std::io::stdin().lock(), &mut out),
+        Command::SetupScript(wishes) => setup_script::setup_script(&config, &wishes, &mut out),
+        Command::Certificate(wishes) => certificate::certificate(&config, &wishes, &mut out),
+        Command::Schema => schema::schema(&mut out),
+        Command::Completions { shell } => reference::completions(Arguments::command(), shell, &mut out),
+        Command::Man(wishes) => reference::man(Arguments::command(), &wishes, &mut out),
         Command::HashPassword => {
             let (results, messages) = out.writers();
             ended(hash_password::run(&mut std::io::stdin().lock(), results, messages))

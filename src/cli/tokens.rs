@@ -15,7 +15,7 @@ use super::login::MEMORY;
 use super::out::Out;
 use super::{FAILED, MISUSED, load};
 use crate::clock;
-use crate::config::model::{Config, Store as Place};
+use crate::config::model::{Account, Config, Store as Place};
 use crate::explain::Explain as _;
 use crate::telemetry::log;
 use crate::token::grant::sign_in_key;
@@ -139,11 +139,14 @@ struct Line {
 impl Line {
     fn new(config: &Config, key: SignInKey, sign_in: &StoredSignIn) -> Self {
         let uses = config.listeners.iter().filter(|listener| {
-            let account = listener.account(&key.user);
-            account.is_some_and(|account| {
+            let serves = |account: &Arc<Account>, user: &str| {
                 super::login::interactive(&account.application).is_some()
-                    && sign_in_key(&account.application, &key.user) == key
-            })
+                    && sign_in_key(&account.application, user) == key
+            };
+            listener.account(&key.user).is_some_and(|account| serves(account, &key.user))
+                || listener.accounts.iter().any(|account| {
+                    account.login.is_some() && serves(account, &account.login_for(account.user.as_str()))
+                })
         });
         Self {
             grant: sign_in.grant.as_str(),

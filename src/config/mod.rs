@@ -1,5 +1,6 @@
 //! The configuration: what the file says (`raw`, `read`), what is wrong with it (`problem`), how references and
-//! defaults are resolved (`resolve`, `oauth`, `proxy`), and what the program runs on (`model`).
+//! defaults are resolved (`resolve`, `oauth`, `proxy`), what the program runs on (`model`), and what editors should know
+//! (`schema`).
 //!
 //! ```text
 //! proxy.yaml ──raw──► tree with places ──read, oauth, proxy, resolve──► model::Config + remarks
@@ -16,6 +17,9 @@ mod proxy;
 mod raw;
 mod read;
 mod resolve;
+mod schema;
+
+pub use schema::schema;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

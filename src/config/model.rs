@@ -83,8 +83,10 @@ pub struct Listener {
     pub upstream: Upstream,
     /// Who may connect; empty: everybody who can reach the address.
     pub allow_from: Vec<IpNet>,
-    /// Clients that cannot sign in at all send as this user; never together with an empty `allow_from`.
-    pub fixed_account: Option<String>,
+    /// Load balancers: whoever connects from there begins with a PROXY header, and nobody else may.
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// Clients that cannot sign in at all send as this account; never together with an empty `allow_from`.
+    pub fixed_account: Option<FixedAccount>,
     /// SMTP only: the session is closed, between messages, this long before its token expires.
     pub token_expiry_margin: Duration,
     /// EWS only: what goes beyond it.
@@ -92,6 +94,26 @@ pub struct Listener {
     /// The accounts as this listener sees them (its own `oauth` merged in), first match wins; the last is
     /// the `oauth` section itself and matches everybody, unless `accounts` are exclusive.
     pub accounts: Vec<Arc<Account>>,
+}
+
+/// The account of devices that cannot sign in: who may use it is decided by the address they come from.
+#[derive(Clone, Debug)]
+pub struct FixedAccount {
+    /// In place of the name that a client would sign in with.
+    pub user: String,
+    /// Its settings. [`vouched`](Account::vouched), unlike the same account for those who sign in.
+    pub account: Arc<Account>,
+    /// What becomes of the sender that the device names in MAIL FROM.
+    pub envelope_sender: EnvelopeSender,
+}
+
+/// What becomes of the sender of an envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnvelopeSender {
+    /// It goes upstream as it is.
+    Keep,
+    /// Every sender but the empty one becomes the mailbox that we are upstream.
+    Mailbox,
 }
 
 impl Listener {
@@ -102,6 +124,16 @@ impl Listener {
 }
 
 impl Listener {
+    /// Whether it leads to EWS of Exchange Online, which ends for good on 1 April 2027. Exchange on premises goes on.
+    pub fn ends_in_2027(&self) -> bool {
+        let Upstream::Http(url) = &self.upstream else { return false };
+        url.host_str().is_some_and(|host| {
+            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"]
+                .iter()
+                .any(|end| host.ends_with(end))
+        })
+    }
+
     /// What it asks tokens for.
     pub fn uses(&self) -> impl Iterator<Item = Protocol> {
         let activesync = self.ews.activesync.then_some(Protocol::ActiveSync);
@@ -171,10 +203,13 @@ pub enum BackTls {
 pub struct Account {
     /// Which user names lead here.
     pub user: UserPattern,
-    /// Who it is upstream; `None`: as the client signs in.
-    pub mailbox: Option<String>,
-    /// The same for SMTP, where a shared mailbox sends as its delegate; `None`: as `mailbox`.
-    pub mailbox_smtp: Option<String>,
+    /// Who signs in at the identity provider; `None`: whom the client names.
+    pub login: Option<Template>,
+    /// Who it is upstream; `None`: as `login`.
+    pub mailbox: Option<Template>,
+    /// The same for SMTP, where a shared mailbox sends as its delegate; `None`: as `login` where there is
+    /// one, else as `mailbox`.
+    pub mailbox_smtp: Option<Template>,
     /// Mailboxes, besides its own, that an EWS client may name in `ExchangeImpersonation` where the token is the
     /// application's own.
     pub ews_mailboxes: Vec<UserPattern>,
@@ -183,16 +218,37 @@ pub struct Account {
     /// Argon2id hashes (PHC strings) of passwords that we check ourselves; any one opens the mailbox.
     /// Empty: the identity provider checks.
     pub password_hashes: Vec<String>,
+    /// The account's own password: for devices that send none, where the identity provider wants one.
+    pub password: Option<Secret>,
+    /// Whoever asks was let in by address: no password is asked for here.
+    pub vouched: bool,
 }
 
 impl Account {
-    /// The `user=` of XOAUTH2 for this user and protocol.
+    /// Who signs in at the identity provider when the client names this user.
+    pub fn login_for(&self, user: &str) -> String {
+        self.fill(self.login.as_ref(), user).unwrap_or_else(|| user.to_owned())
+    }
+
+    /// The `user=` of XOAUTH2 for this user and protocol. Exchange Online opens a shared mailbox by its own
+    /// name over IMAP and POP3, but over SMTP takes none but the one who signed in.
     pub fn mailbox_for(&self, user: &str, protocol: Protocol) -> String {
-        let mapped = match protocol {
-            Protocol::Smtp => self.mailbox_smtp.as_deref().or(self.mailbox.as_deref()),
-            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => self.mailbox.as_deref(),
-        };
-        mapped.unwrap_or(user).to_owned()
+        self.fill(self.mailbox_template(protocol), user).unwrap_or_else(|| user.to_owned())
+    }
+
+    /// What [`mailbox_for`](Self::mailbox_for) fills in.
+    pub fn mailbox_template(&self, protocol: Protocol) -> Option<&Template> {
+        let (login, mailbox) = (self.login.as_ref(), self.mailbox.as_ref());
+        match protocol {
+            Protocol::Smtp => self.mailbox_smtp.as_ref().or(login).or(mailbox),
+            Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => mailbox.or(login),
+        }
+    }
+
+    fn fill(&self, template: Option<&Template>, user: &str) -> Option<String> {
+        let template = template?;
+        // `user@domain/` leaves the second name empty: that is nobody's.
+        self.user.captures(user).map(|captures| template.fill(&captures)).filter(|name| !name.is_empty())
     }
 }
 
@@ -219,16 +275,110 @@ impl UserPattern {
     /// assert!(!UserPattern::new("*@contoso.com").matches("alice@contoso.com.evil.example"));
     /// ```
     pub fn matches(&self, user: &str) -> bool {
+        self.captures(user).is_some()
+    }
+
+    /// How many `*` there are.
+    pub fn stars(&self) -> usize {
+        self.0.matches('*').count()
+    }
+
+    /// What each `*` stands for in this user name, in lower case, the shortest first; `None`: no match.
+    ///
+    /// ```
+    /// use mailkey::config::model::UserPattern;
+    /// let captures = UserPattern::new(r"*\*").captures(r"Alice@contoso.com\support");
+    /// assert_eq!(captures.unwrap(), ["alice@contoso.com", "support"]);
+    /// ```
+    pub fn captures(&self, user: &str) -> Option<Vec<String>> {
         let user = user.to_lowercase();
         let mut parts = self.0.split('*');
-        let Some(mut rest) = parts.next().and_then(|first| user.strip_prefix(first)) else { return false };
+        let mut rest = user.strip_prefix(parts.next()?)?;
         let mut parts: Vec<&str> = parts.collect();
-        let Some(last) = parts.pop() else { return rest.is_empty() };
+        let Some(last) = parts.pop() else { return rest.is_empty().then(Vec::new) };
+        let mut captures = Vec::with_capacity(parts.len() + 1);
         for part in parts {
-            let Some((_, behind)) = rest.split_once(part) else { return false };
+            let (before, behind) = rest.split_once(part)?;
+            captures.push(before.to_owned());
             rest = behind;
         }
-        rest.ends_with(last)
+        captures.push(rest.strip_suffix(last)?.to_owned());
+        Some(captures)
+    }
+}
+
+/// A name built from what the `*` of a [`UserPattern`] stand for: `*@contoso.com`, `{2}@contoso.com`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template(Vec<Piece>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    /// What this `*` of the pattern stands for, counted from 0.
+    Capture(usize),
+}
+
+impl Template {
+    /// Takes the template as it stands in `proxy.yaml`: `*` is what the next `*` of the pattern stands for,
+    /// `{n}` what the nth does.
+    ///
+    /// # Errors
+    /// More is used than the pattern gives, or a brace is no `{n}`; the text says which.
+    pub fn new(text: &str, stars: usize) -> Result<Self, String> {
+        let (mut pieces, mut plain, mut next) = (Vec::new(), String::new(), 0);
+        let mut rest = text;
+        while let Some(at) = rest.find(['*', '{', '}']) {
+            let (before, from) = rest.split_at(at);
+            plain.push_str(before);
+            let (capture, behind) = if let Some(behind) = from.strip_prefix('*') {
+                next += 1;
+                (Some(next), behind)
+            } else {
+                let inside = from.strip_prefix('{').and_then(|from| from.split_once('}'));
+                (inside.and_then(|(n, _)| n.parse().ok()), inside.map_or("", |(_, behind)| behind))
+            };
+            let capture = capture.ok_or("write `{1}` for what the first `*` of `user` stands for")?;
+            if capture == 0 || capture > stars {
+                return Err(format!("`user` has {stars} `*`, and this takes number {capture}"));
+            }
+            if !plain.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            }
+            pieces.push(Piece::Capture(capture - 1));
+            rest = behind;
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(plain));
+        }
+        Ok(Self(pieces))
+    }
+
+    /// The name itself, where it takes nothing from the pattern.
+    pub fn fixed(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [Piece::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The name, with the captures put in.
+    pub fn fill(&self, captures: &[String]) -> String {
+        let pieces = self.0.iter().map(|piece| match piece {
+            Piece::Text(text) => text.as_str(),
+            Piece::Capture(number) => captures.get(*number).map_or("", String::as_str),
+        });
+        pieces.collect()
+    }
+}
+
+/// As in `proxy.yaml`, every capture by its number.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|piece| match piece {
+            Piece::Text(text) => f.write_str(text),
+            Piece::Capture(number) => write!(f, "{{{}}}", number + 1),
+        })
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) enum Provider {
 }
 
 impl Provider {
-    const CHOICES: [(&'static str, Self); 3] =
+    pub(super) const CHOICES: [(&'static str, Self); 3] =
         [("office365", Self::Office365), ("google", Self::Google), ("custom", Self::Custom)];
 }
 
@@ -62,7 +62,7 @@ pub(super) enum Cloud {
 }
 
 impl Cloud {
-    const CHOICES: [(&'static str, Self); 4] = [
+    pub(super) const CHOICES: [(&'static str, Self); 4] = [
         ("global", Self::Global),
         ("us-gov-gcc-high", Self::UsGovGccHigh),
         ("us-gov-dod", Self::UsGovDod),

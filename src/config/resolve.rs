@@ -10,17 +10,18 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::model::{
-    Account, Admin, Application, BackTls, Config, EwsSettings, FrontTls, Grant, Guard, KeySource, Limits,
-    Listener, Log, LogFormat, MailServer, Protocol, Run, Store, Tls, TlsVersion, Tokens, Upstream,
-    UserPattern,
+    Account, Admin, Application, BackTls, Config, EnvelopeSender, EwsSettings, FixedAccount, FrontTls, Grant,
+    Guard, KeySource, Limits, Listener, Log, LogFormat, MailServer, Protocol, Run, Store, Template, Tls,
+    TlsVersion, Tokens, Upstream, UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
 use super::problem::nearest;
 use super::proxy;
 use super::raw::{Kind, Node, Place};
 use super::read::{At, Reader, Section, is_harmless, is_loopback, shown};
+use crate::secret::{MAX_USER, Secret};
 
-const TOP_KEYS: [&str; 12] = [
+pub(super) const TOP_KEYS: [&str; 12] = [
     "oauth",
     "listeners",
     "accounts",
@@ -35,7 +36,7 @@ const TOP_KEYS: [&str; 12] = [
     "run",
 ];
 
-const LISTENER_KEYS: [&str; 13] = [
+pub(super) const LISTENER_KEYS: [&str; 15] = [
     "name",
     "protocol",
     "listen",
@@ -45,15 +46,26 @@ const LISTENER_KEYS: [&str; 13] = [
     "upstream-tls",
     "token-expiry-margin-time",
     "allow-from",
+    "proxy-protocol-from",
     "fixed-account",
+    "envelope-sender",
     "public-url",
     "activesync",
     "oauth",
 ];
 
-const ACCOUNT_KEYS: [&str; 6] =
-    ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "password-hash", "password-hash-file"];
-const TLS_KEYS: [&str; 7] = [
+pub(super) const ACCOUNT_KEYS: [&str; 9] = [
+    "user",
+    "login",
+    "mailbox",
+    "mailbox-smtp",
+    "ews-mailboxes",
+    "password",
+    "password-file",
+    "password-hash",
+    "password-hash-file",
+];
+pub(super) const TLS_KEYS: [&str; 7] = [
     "certificate-file",
     "key-file",
     "extra-roots-file",
@@ -62,10 +74,11 @@ const TLS_KEYS: [&str; 7] = [
     "client-certificate-file",
     "client-key-file",
 ];
-const TOKEN_KEYS: [&str; 6] =
+pub(super) const TOKEN_KEYS: [&str; 6] =
     ["store", "store-password", "store-password-file", "key", "key-file", "refresh-margin"];
-const GUARD_KEYS: [&str; 4] = ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
-const LIMIT_KEYS: [&str; 13] = [
+pub(super) const GUARD_KEYS: [&str; 4] =
+    ["wrong-password-hold", "wrong-passwords-per-user", "budget-window", "tarpit"];
+pub(super) const LIMIT_KEYS: [&str; 13] = [
     "sessions",
     "sessions-per-user",
     "smtp-sessions-per-mailbox",
@@ -81,7 +94,10 @@ const LIMIT_KEYS: [&str; 13] = [
     "refusals-per-session",
 ];
 
-const RUN_KEYS: [&str; 3] = ["pid-file", "reload-on-change", "bind-retry"];
+pub(super) const RUN_KEYS: [&str; 3] = ["pid-file", "reload-on-change", "bind-retry"];
+pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
+pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
+
 /// How long Exchange waits for a login.
 const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -94,10 +110,9 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
     const SECTIONS: [&str; 8] =
         ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log", "run"];
-    const ADDRESSES: [&str; 6] =
-        ["user", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
-    const OTHER: [&str; 3] = ["listen", "level", "format"];
-    let known: [&[&str]; 11] = [
+    const ADDRESSES: [&str; 7] =
+        ["user", "login", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
+    let known: [&[&str]; 12] = [
         &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
@@ -108,7 +123,8 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
         &RUN_KEYS,
         &proxy::KEYS,
         &oauth::KEYS,
-        &OTHER,
+        &ADMIN_KEYS,
+        &LOG_KEYS,
     ];
     let is_address = ADDRESSES.contains(&key) && !value.contains([':', '/']);
     // `client-secret:…` without the blank behind the `:` is the value of what stands above it.
@@ -125,7 +141,9 @@ struct Draft {
     tls: FrontTls,
     upstream: Upstream,
     allow_from: Vec<IpNet>,
+    proxy_protocol_from: Vec<IpNet>,
     fixed_account: Option<At<String>>,
+    envelope_sender: EnvelopeSender,
     token_expiry_margin: Duration,
     ews: EwsSettings,
     oauth: OAuth,
@@ -134,8 +152,10 @@ struct Draft {
 /// An account as it was read.
 struct Entry {
     user: At<UserPattern>,
-    mailbox: Option<String>,
-    mailbox_smtp: Option<String>,
+    login: Option<Template>,
+    mailbox: Option<Template>,
+    mailbox_smtp: Option<Template>,
+    password: Option<At<Secret>>,
     ews_mailboxes: Vec<UserPattern>,
     password_hashes: Vec<String>,
     /// Hashes stand in the file, though perhaps none that could be read.
@@ -165,14 +185,18 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
     let tls = tls(reader, top.get("tls"));
     check_front_tls(reader, &top);
 
-    let dealt = Dealing { reader, top: &oauth, at: oauth_at, entries: &entries, only };
+    let fixed = drafts.iter().filter(|draft| !draft.allow_from.is_empty());
+    let fixed = fixed.filter_map(|draft| Some(draft.fixed_account.as_ref()?.value.to_lowercase())).collect();
+    let dealt = Dealing { reader, top: &oauth, at: oauth_at, entries: &entries, only, fixed };
     let mut applications = Vec::new();
     let mut listeners = Vec::new();
     if drafts.is_empty() {
         dealt.examine();
     }
+    dealt.remark_on_passwords(&drafts);
     for draft in drafts {
         let accounts = dealt.accounts(&draft, &mut applications);
+        let fixed_account = dealt.fixed_account(&draft, &accounts);
         listeners.push(Arc::new(Listener {
             name: draft.name.value,
             protocol: draft.protocol,
@@ -180,7 +204,8 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
             tls: draft.tls,
             upstream: draft.upstream,
             allow_from: draft.allow_from,
-            fixed_account: draft.fixed_account.map(|user| user.value),
+            proxy_protocol_from: draft.proxy_protocol_from,
+            fixed_account,
             token_expiry_margin: draft.token_expiry_margin,
             ews: draft.ews,
             accounts,
@@ -285,15 +310,10 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
         .map(|section| OAuth::read(reader, &section))
         .unwrap_or_default();
     let tls = front_tls(reader, &section, protocol.as_ref(), &listen);
-    let allow_from = section.get("allow-from").map(|node| reader.networks(node)).unwrap_or_default();
-    if let (Some(node), true) = (section.get("allow-from"), names_nobody(&section)) {
-        reader.problem(
-            node.at,
-            "`allow-from` names nobody",
-            "name addresses and networks, or remove the key",
-        );
-    }
-    let fixed_account = fixed_account(reader, &section);
+    let allow_from = networks(reader, &section, "allow-from");
+    let proxy_protocol_from = networks(reader, &section, "proxy-protocol-from");
+    let fixed_account = fixed_account(reader, &section, protocol.as_ref());
+    let envelope_sender = envelope_sender(reader, &section);
     let margin = section.get("token-expiry-margin-time");
     let token_expiry_margin = margin.and_then(|node| reader.duration(node)).unwrap_or(5 * MINUTE);
     let protocol = protocol?.value;
@@ -309,7 +329,9 @@ fn draft(reader: &Reader<'_>, node: &Node, top: &OAuth, names: &mut Vec<At<Strin
         tls,
         upstream,
         allow_from,
+        proxy_protocol_from,
         fixed_account,
+        envelope_sender,
         token_expiry_margin,
         ews,
         oauth,
@@ -386,19 +408,29 @@ fn front_tls(
     tls
 }
 
-/// Whether `allow-from` is there and empty, as after everything in it was commented out.
-fn names_nobody(section: &Section<'_>) -> bool {
-    match section.get("allow-from").map(|node| &node.kind) {
-        Some(Kind::Null) => true,
-        Some(Kind::List(items)) => items.is_empty(),
-        Some(Kind::Scalar(_) | Kind::Map(_)) | None => false,
+/// A list of networks. Empty, as after everything in it was commented out, it would mean everybody.
+fn networks(reader: &Reader<'_>, section: &Section<'_>, key: &'static str) -> Vec<IpNet> {
+    let Some(node) = section.get(key) else { return Vec::new() };
+    let names_nobody = match &node.kind {
+        Kind::Null => true,
+        Kind::List(items) => items.is_empty(),
+        Kind::Scalar(_) | Kind::Map(_) => false,
+    };
+    if names_nobody {
+        let what = format!("`{key}` names nobody");
+        reader.problem(node.at, what, "name addresses and networks, or remove the key");
     }
+    reader.networks(node)
 }
 
-fn fixed_account(reader: &Reader<'_>, section: &Section<'_>) -> Option<At<String>> {
+fn fixed_account(
+    reader: &Reader<'_>,
+    section: &Section<'_>,
+    protocol: Option<&At<Protocol>>,
+) -> Option<At<String>> {
     let user = section.get("fixed-account").and_then(|node| {
         reader.parse(node, "a user name", |text| {
-            if text.contains('*') || text.chars().any(char::is_control) {
+            if text.contains('*') || text.chars().any(char::is_control) || text.len() > MAX_USER {
                 Err("write one user name, without `*`".to_owned())
             } else {
                 Ok(text.to_owned())
@@ -412,7 +444,28 @@ fn fixed_account(reader: &Reader<'_>, section: &Section<'_>) -> Option<At<String
             "add `allow-from` with the addresses of the devices",
         );
     }
+    if protocol.is_some_and(|protocol| protocol.value != Protocol::Smtp) {
+        reader.problem(
+            user.at,
+            "`fixed-account` is for `protocol: smtp`: only there can a client go without a login",
+            "remove it, and give the account a `password-hash`",
+        );
+    }
     Some(user)
+}
+
+fn envelope_sender(reader: &Reader<'_>, section: &Section<'_>) -> EnvelopeSender {
+    let choices = [("keep", EnvelopeSender::Keep), ("mailbox", EnvelopeSender::Mailbox)];
+    let Some(node) = section.get("envelope-sender") else { return EnvelopeSender::Keep };
+    if section.get("fixed-account").is_none() {
+        let at = section.key_at("envelope-sender").unwrap_or(node.at);
+        reader.problem(
+            at,
+            "`envelope-sender` belongs to a listener with `fixed-account`",
+            "remove it: who signs in names his own sender",
+        );
+    }
+    reader.one_of(node, &choices).map_or(EnvelopeSender::Keep, |choice| choice.value)
 }
 
 fn upstream(
@@ -650,12 +703,6 @@ fn entries(reader: &Reader<'_>, top: &Section<'_>) -> Vec<Entry> {
 fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
     let known: Vec<&'static str> = ACCOUNT_KEYS.iter().chain(&oauth::KEYS).copied().collect();
     let section = reader.section(node, "accounts", &known)?;
-    let text = |key: &str, expected: &str| {
-        section
-            .get(key)
-            .and_then(|node| reader.text(node, expected))
-            .map(|text| text.value.as_str().to_owned())
-    };
     if section.get("user").is_none() {
         reader.problem(
             section.at,
@@ -664,16 +711,29 @@ fn entry(reader: &Reader<'_>, node: &Node) -> Option<Entry> {
         );
     }
     let user = section.get("user").and_then(|node| reader.text(node, "a user name, `*` for any characters"));
-    let mailbox = text("mailbox", "the address of a mailbox");
-    let mailbox_smtp = text("mailbox-smtp", "the address of a mailbox");
+    let user = user.map(|user| At { value: UserPattern::new(&user.value), at: user.at });
+    let stars = user.as_ref().map_or(usize::MAX, |user| user.value.stars());
+    let template = |key: &str| {
+        reader
+            .parse(section.get(key)?, "a user name, `*` for what `*` in `user` stands for", |text| {
+                if text.chars().any(char::is_control) {
+                    return Err("write it without control characters".to_owned());
+                }
+                Template::new(text, stars)
+            })
+            .map(|template| template.value)
+    };
+    let (login, mailbox, mailbox_smtp) = (template("login"), template("mailbox"), template("mailbox-smtp"));
+    let password = reader.secret(&section, "password");
     let ews_mailboxes = section.get("ews-mailboxes").map(|node| mailboxes(reader, node)).unwrap_or_default();
     let password_hashes = password_hashes(reader, &section);
     let oauth = OAuth::read(reader, &section);
-    let user = user?;
     Some(Entry {
-        user: At { value: UserPattern::new(&user.value), at: user.at },
+        user: user?,
+        login,
         mailbox,
         mailbox_smtp,
+        password,
         ews_mailboxes,
         password_hashes,
         guarded: section.get("password-hash").is_some() || section.get("password-hash-file").is_some(),
@@ -750,6 +810,8 @@ struct Dealing<'a> {
     entries: &'a [Entry],
     /// Nobody but `entries`.
     only: bool,
+    /// Who comes without a password, from listed addresses.
+    fixed: Vec<String>,
 }
 
 impl Dealing<'_> {
@@ -773,11 +835,13 @@ impl Dealing<'_> {
         for entry in self.entries.iter().chain(last) {
             let oauth = entry.oauth.over(&listeners);
             let Some(application) = oauth.application(reader, self.at) else { continue };
-            let is_fixed = draft.fixed_account.as_ref().is_some_and(|user| {
-                entry.user.value.as_str() == user.value.to_lowercase() && !draft.allow_from.is_empty()
-            });
+            // Without a hash nobody signs in to an account of devices; that it is open to them is what was written.
+            let is_fixed = self.fixed.iter().any(|user| user == entry.user.value.as_str());
             if !is_fixed && !entry.guarded {
                 self.check_password(entry, &oauth, &application);
+            }
+            if draft.protocol == Protocol::Ews {
+                self.remark_on_impersonation(entry, &application, &draft.name.value);
             }
             let known = applications.iter().find(|known| ***known == application).map(Arc::clone);
             let application = known.unwrap_or_else(|| {
@@ -787,20 +851,73 @@ impl Dealing<'_> {
             });
             accounts.push(Arc::new(Account {
                 user: entry.user.value.clone(),
+                login: entry.login.clone(),
                 mailbox: entry.mailbox.clone(),
                 mailbox_smtp: entry.mailbox_smtp.clone(),
                 ews_mailboxes: entry.ews_mailboxes.clone(),
                 application,
                 password_hashes: entry.password_hashes.clone(),
+                password: entry.password.as_ref().map(|password| password.value.clone()),
+                vouched: false,
             }));
         }
-        if let Some(user) = &draft.fixed_account
-            && !self.entries.iter().chain(last).any(|entry| entry.user.value.matches(&user.value))
-        {
-            let what = format!("no account matches `fixed-account: {}`", user.value);
-            reader.problem(user.at, what, "add it to `accounts`");
-        }
         accounts
+    }
+
+    /// Over EWS a token of the application is used in another way than a user's.
+    fn remark_on_impersonation(&self, entry: &Entry, application: &Application, listener: &str) {
+        if application.is_app_only() {
+            return;
+        }
+        if application.grants.iter().any(|grant| grant.is_app_only()) {
+            self.reader.remark(
+                entry.user.at,
+                format!("this account is not served by `{listener}`: its grants give now a user's token, now the application's own"),
+                "set one `grant` for the account, or in the `oauth` section of the EWS listener",
+            );
+        } else if !entry.ews_mailboxes.is_empty() {
+            self.reader.remark(
+                entry.user.at,
+                format!("`ews-mailboxes` has no meaning for this account at `{listener}`: its token is the user's, and Exchange decides"),
+                "remove it, or set `grant: client-credentials`",
+            );
+        }
+    }
+
+    /// The account that the devices of a listener use: as for everybody, but nobody asks them for a password.
+    fn fixed_account(&self, draft: &Draft, accounts: &[Arc<Account>]) -> Option<FixedAccount> {
+        let user = draft.fixed_account.as_ref()?;
+        let everybody = self.everybody();
+        let last = self.has_everybody().then_some(&everybody);
+        if !self.entries.iter().chain(last).any(|entry| entry.user.value.matches(&user.value)) {
+            let what = format!("no account matches `fixed-account: {}`", user.value);
+            self.reader.problem(user.at, what, "add it to `accounts`");
+        }
+        let account = accounts.iter().find(|account| account.user.matches(&user.value))?;
+        if account.application.grants.contains(&Grant::Password) && account.password.is_none() {
+            self.reader.problem(
+                user.at,
+                format!("the devices send no password, and `grant: password` of `{}` needs one", user.value),
+                "add `password-file` to that account, or give it `grant: client-credentials`",
+            );
+        }
+        let account = Arc::new(Account { vouched: true, ..Account::clone(account) });
+        Some(FixedAccount { user: user.value.clone(), account, envelope_sender: draft.envelope_sender })
+    }
+
+    /// A password that nobody would use.
+    fn remark_on_passwords(&self, drafts: &[Draft]) {
+        for entry in self.entries {
+            let Some(password) = &entry.password else { continue };
+            let mut fixed = drafts.iter().filter_map(|draft| draft.fixed_account.as_ref());
+            if !fixed.any(|user| entry.user.value.matches(&user.value)) {
+                self.reader.remark(
+                    password.at,
+                    "this password is used by no listener: who signs in brings his own",
+                    "remove it, or name the account in the `fixed-account` of a listener",
+                );
+            }
+        }
     }
 
     /// What is wrong with `oauth` and the accounts, where no listener could be read.
@@ -820,8 +937,10 @@ impl Dealing<'_> {
     fn everybody(&self) -> Entry {
         Entry {
             user: At { value: UserPattern::new("*"), at: self.at },
+            login: None,
             mailbox: None,
             mailbox_smtp: None,
+            password: None,
             ews_mailboxes: Vec::new(),
             password_hashes: Vec::new(),
             guarded: false,
@@ -838,10 +957,10 @@ impl Dealing<'_> {
         let Some(grant) = application.grants.iter().find(|grant| !grant.checks_password()) else { return };
         let pattern = entry.user.value.as_str();
         let whose = match (&entry.mailbox, pattern.contains('*')) {
-            (Some(mailbox), _) => format!("the mailbox `{mailbox}`"),
+            (Some(mailbox), false) => format!("the mailbox `{mailbox}`"),
             (None, false) => format!("the mailbox `{pattern}`"),
             (None, true) if pattern == "*" => "every mailbox that the application may open".to_owned(),
-            (None, true) => format!("every mailbox of `{pattern}`"),
+            (_, true) => format!("every mailbox of `{pattern}`"),
         };
         let at = if entry.user.at == self.at { oauth.grants_at().unwrap_or(self.at) } else { entry.user.at };
         self.reader.problem(
@@ -892,7 +1011,7 @@ fn tokens(reader: &Reader<'_>, node: Option<&Node>) -> Tokens {
     tokens.key = match (section.get("key"), section.get("key-file")) {
         (Some(node), _) => reader
             .text(node, "the store's key: 32 bytes as base64 or hex")
-            .map(|key| KeySource::Value(crate::secret::Secret::new(key.value.as_str()))),
+            .map(|key| KeySource::Value(Secret::new(key.value.as_str()))),
         (None, Some(node)) => reader.private_file(node).map(|file| KeySource::File(file.value)),
         (None, None) => None,
     };
@@ -1038,7 +1157,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
     if node.scalar() == Some("off") {
         return None;
     }
-    let Some(section) = reader.section(node, "admin", &["listen"]) else { return Some(default) };
+    let Some(section) = reader.section(node, "admin", &ADMIN_KEYS) else { return Some(default) };
     let Some(node) = section.get("listen") else { return Some(default) };
     if node.scalar() == Some("off") {
         return None;
@@ -1058,7 +1177,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
 fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
-    let Some(section) = node.and_then(|node| reader.section(node, "log", &["level", "format"])) else {
+    let Some(section) = node.and_then(|node| reader.section(node, "log", &LOG_KEYS)) else {
         return log;
     };
     if let Some(level) = section.get("level").and_then(|node| {
@@ -1103,13 +1222,7 @@ pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {
     let mut client_ids: BTreeSet<&str> = BTreeSet::new();
     let mut name = None;
     for listener in &config.listeners {
-        let Upstream::Http(url) = &listener.upstream else { continue };
-        let online = url.host_str().is_some_and(|host| {
-            [".office365.com", ".office.com", ".office365.us", ".outlook.cn"]
-                .iter()
-                .any(|end| host.ends_with(end))
-        });
-        if online {
+        if listener.ends_in_2027() {
             name = name.or(Some(listener.name.as_str()));
             client_ids.extend(listener.accounts.iter().map(|a| a.application.client_id.as_str()));
         }

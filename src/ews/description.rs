@@ -69,7 +69,16 @@ fn with_our_address(text: &str, base: &str) -> String {
                 from = start + value.len();
             }
             Event::Eof => break,
-            _ => {}
+            Event::Start(_)
+            | Event::End(_)
+            | Event::Empty(_)
+            | Event::Text(_)
+            | Event::CData(_)
+            | Event::Comment(_)
+            | Event::Decl(_)
+            | Event::PI(_)
+            | Event::DocType(_)
+            | Event::GeneralRef(_) => {}
         }
     }
     ours.push_str(text.get(from..).unwrap_or_default());

@@ -179,7 +179,7 @@ async fn serve(
     let who = identify(caller, &request, place.protocol(), record)?;
     let base = match place {
         Place::Description => Some(target::own_base(desk, request.headers()).ok_or(EwsError::UnknownHost)?),
-        _ => None,
+        Place::Endpoint | Place::OtherEws | Place::ActiveSync | Place::Autodiscover(_) => None,
     };
     let app_only = judge(&who, &request, place, body)?;
     let granted = token(desk, &who).await?;
@@ -294,7 +294,11 @@ fn judge(who: &SignIn, request: &Request<()>, place: Place, body: &RequestBody) 
     match place {
         Place::Endpoint if reads || *request.method() == Method::POST => Ok(true),
         Place::Description if reads => Ok(true),
-        _ => Err(EwsError::AppOnlyPath),
+        Place::Endpoint
+        | Place::Description
+        | Place::OtherEws
+        | Place::ActiveSync
+        | Place::Autodiscover(_) => Err(EwsError::AppOnlyPath),
     }
 }
 

@@ -92,6 +92,8 @@ pub struct FrontSettings {
     pub host_name: String,
     /// Logins that may be refused before the connection is closed.
     pub max_refusals: u8,
+    /// SMTP: who a client is that sends without a login. It was let in by its address.
+    pub without_login: Option<Credentials>,
 }
 
 /// What upstream offers: IMAP capability atoms, POP3 CAPA lines, SMTP EHLO lines. Order is upstream's.
@@ -107,6 +109,8 @@ pub struct Login {
     pub mechanism: &'static str,
     /// The name that an SMTP client gave in EHLO or HELO, to be repeated upstream.
     pub client_name: Option<String>,
+    /// The credentials are those of [`FrontSettings::without_login`]: the client has shown none.
+    pub by_address: bool,
 }
 
 /// A login dialogue with us in the server's seat.

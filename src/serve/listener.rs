@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::proxied::{HeaderError, real_peer};
 use crate::config::model::Listener;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::upstream::dial;
@@ -62,6 +64,8 @@ pub type Stay = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Room {
     /// Whose door.
     pub listener: Arc<Listener>,
+    /// For a load balancer's PROXY header.
+    pub header_limit: Duration,
     /// Serves a visit.
     pub serve: Box<dyn Fn(Visit) -> Stay + Send + Sync>,
 }
@@ -111,7 +115,14 @@ impl Door {
                         pause = FIRST_PAUSE;
                     }
                     self.metrics.connections.get_or_create(&label).inc();
-                    if may_enter(&room.listener, peer) {
+                    if contains(&room.listener.proxy_protocol_from, peer) {
+                        let door = self.clone();
+                        self.tracker.spawn(async move {
+                            if let Some(visit) = door.introduced(&room, io, peer).await {
+                                (room.serve)(visit).await;
+                            }
+                        });
+                    } else if may_enter(&room.listener, peer) {
                         dial::prepare(&io);
                         let place = Arc::clone(&self.places).try_acquire_owned().ok();
                         self.tracker.spawn((room.serve)(Visit { io, peer, place }));
@@ -131,14 +142,43 @@ impl Door {
             }
         }
     }
+
+    /// Who is behind a load balancer: its header comes before anything else, and `allow-from` is about him.
+    async fn introduced(&self, room: &Room, mut io: TcpStream, balancer: SocketAddr) -> Option<Visit> {
+        dial::prepare(&io);
+        // held while the header is waited for: it is a connection like any other
+        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+        let header = self.closing.run_until_cancelled(timeout(room.header_limit, real_peer(&mut io))).await?;
+        let why = match header {
+            Ok(Ok(peer)) => {
+                let peer = peer.unwrap_or(balancer);
+                return may_enter(&room.listener, peer).then_some(Visit { io, peer, place });
+            }
+            // a look whether somebody listens: no word about it, they come every few seconds
+            Ok(Err(HeaderError::Broken(_))) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no PROXY header within `login-timeout`".to_owned(),
+        };
+        tracing::warn!(
+            listener = room.listener.name,
+            peer = %balancer,
+            remedy = "switch the PROXY protocol on at the load balancer, or take it out of `proxy-protocol-from`",
+            "turned away: {why}"
+        );
+        None
+    }
 }
 
 fn may_enter(listener: &Listener, peer: SocketAddr) -> bool {
     let allowed = &listener.allow_from;
-    let address = peer.ip().to_canonical();
-    let may = allowed.is_empty() || allowed.iter().any(|net| net.contains(&address));
+    let may = allowed.is_empty() || contains(allowed, peer);
     if !may {
         tracing::warn!(listener = listener.name, %peer, "turned away: not in `allow-from`");
     }
     may
+}
+
+fn contains(nets: &[IpNet], peer: SocketAddr) -> bool {
+    let address = peer.ip().to_canonical();
+    nets.iter().any(|net| net.contains(&address))
 }

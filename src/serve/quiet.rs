@@ -3,7 +3,7 @@
 //! Only the ends of what was said last are kept. Where that leaves a doubt, the session is not quiet: it then
 //! ends by itself, or with the grace time.
 
-use super::relay::{Ending, Watch};
+use super::relay::{Ending, Standing, Unfinished, Watch};
 
 /// The start of a line that is kept, in octets: a tag and a verb fit.
 const MAX_LINE: usize = 96;
@@ -58,20 +58,8 @@ pub struct ImapQuiet {
     literal: Vec<u8>,
 }
 
-impl Watch for ImapQuiet {
-    fn up(&mut self, bytes: &[u8]) {
-        self.has_begun |= !bytes.is_empty();
-        self.front.take(bytes);
-        if self.front.at_end && self.front.whole.ends_with(b"}") {
-            self.literal = self.front.whole.split(|b| *b == b' ').next().unwrap_or_default().to_vec();
-        }
-    }
-
-    fn down(&mut self, bytes: &[u8]) {
-        self.back.take(bytes);
-    }
-
-    fn may_end(&self) -> bool {
+impl ImapQuiet {
+    fn is_between(&self) -> bool {
         if !self.has_begun {
             return self.back.begun.is_empty();
         }
@@ -87,9 +75,27 @@ impl Watch for ImapQuiet {
         // behind DONE, the answer bears the tag of an IDLE that is no longer remembered: that one waits
         self.front.at_end && self.back.at_end && (is_answered || is_idling)
     }
+}
 
-    fn is_whole(&self) -> bool {
-        true
+impl Watch for ImapQuiet {
+    fn up(&mut self, bytes: &[u8]) {
+        self.has_begun |= !bytes.is_empty();
+        self.front.take(bytes);
+        if self.front.at_end && self.front.whole.ends_with(b"}") {
+            self.literal = self.front.whole.split(|b| *b == b' ').next().unwrap_or_default().to_vec();
+        }
+    }
+
+    fn down(&mut self, bytes: &[u8]) {
+        self.back.take(bytes);
+    }
+
+    fn standing(&self) -> Standing {
+        if self.is_between() { Standing::Between } else { Standing::Inside }
+    }
+
+    fn unfinished(&self) -> Option<Unfinished> {
+        None
     }
 
     fn wants_quiet(&self) -> bool {
@@ -97,7 +103,7 @@ impl Watch for ImapQuiet {
     }
 
     fn farewell(&self, _ending: Ending) -> &'static [u8] {
-        if self.may_end() { b"* BYE Mailkey stops; connect again\r\n" } else { b"" }
+        if self.is_between() { b"* BYE Mailkey stops; connect again\r\n" } else { b"" }
     }
 }
 
@@ -108,6 +114,17 @@ pub struct Pop3Quiet {
     front: LastLine,
     back: LastLine,
     has_deleted: bool,
+}
+
+impl Pop3Quiet {
+    fn is_between(&self) -> bool {
+        let said_nothing = self.front.whole.is_empty() && self.front.begun.is_empty();
+        let is_answered = self.back.at_end && {
+            let line = self.back.whole.as_slice();
+            line == b"." || line.starts_with(b"-ERR") || (line.starts_with(b"+OK") && !self.awaits_lines())
+        };
+        !self.has_deleted && (said_nothing || (self.front.at_end && is_answered))
+    }
 }
 
 impl Watch for Pop3Quiet {
@@ -122,17 +139,12 @@ impl Watch for Pop3Quiet {
         self.back.take(bytes);
     }
 
-    fn may_end(&self) -> bool {
-        let said_nothing = self.front.whole.is_empty() && self.front.begun.is_empty();
-        let is_answered = self.back.at_end && {
-            let line = self.back.whole.as_slice();
-            line == b"." || line.starts_with(b"-ERR") || (line.starts_with(b"+OK") && !self.awaits_lines())
-        };
-        !self.has_deleted && (said_nothing || (self.front.at_end && is_answered))
+    fn standing(&self) -> Standing {
+        if self.is_between() { Standing::Between } else { Standing::Inside }
     }
 
-    fn is_whole(&self) -> bool {
-        true
+    fn unfinished(&self) -> Option<Unfinished> {
+        None
     }
 
     fn wants_quiet(&self) -> bool {
@@ -169,7 +181,7 @@ mod tests {
                     if *who == 'C' { watch.up(piece) } else { watch.down(piece) }
                 }
             }
-            watch.may_end()
+            watch.standing() == Standing::Between
         });
         results.sort_unstable();
         assert_eq!(results[0], results[2], "slicing matters in {talk:?}");

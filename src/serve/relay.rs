@@ -30,6 +30,12 @@ const TURNS: usize = 16;
 /// How long one direction may go on after the other was closed.
 const LINGER: Duration = Duration::from_secs(30);
 
+/// A message is not cut where a session would be: whoever stalls inside one has this many times the limit.
+pub const STALLED: u32 = 3;
+
+/// How long upstream may think about a message whose sender has gone (RFC 5321 §4.5.3.2.6).
+const VERDICT_LIMIT: Duration = Duration::from_mins(10);
+
 /// How long the end of a session may take to be sent.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -46,14 +52,35 @@ pub trait Watch: Send + Sync {
     fn up(&mut self, bytes: &[u8]);
     /// Bytes from upstream.
     fn down(&mut self, bytes: &[u8]);
-    /// Whether ending the session now would lose nothing.
-    fn may_end(&self) -> bool;
-    /// Whether the session, ended by whomever, was not cut inside a message that has to be sent again.
-    fn is_whole(&self) -> bool;
-    /// Whether a moment without a byte has to pass before we end the session.
+    /// Whether ending the session now would lose something.
+    fn standing(&self) -> Standing;
+    /// The message that would be lost.
+    fn unfinished(&self) -> Option<Unfinished>;
+    /// Whether a moment without a byte has to pass before we end the session: of commands, nothing more than that
+    /// is known.
     fn wants_quiet(&self) -> bool;
     /// What is said to the mail client when we end the session.
     fn farewell(&self, ending: Ending) -> &'static [u8];
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is under way.
+    Between,
+    /// A message, or a command, is under way.
+    Inside,
+    /// A whole message is with upstream; what becomes of it is not known yet.
+    Awaiting,
+}
+
+/// A message that was under way when its session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The sender of its envelope, as the mail client wrote it.
+    pub sender: String,
+    /// How many recipients it had.
+    pub recipients: u32,
 }
 
 /// Why we end a session that would go on.
@@ -67,7 +94,7 @@ pub enum Ending {
 
 /// When a relay ends other than by its sides.
 pub struct Rules {
-    /// No byte either way for this long.
+    /// No byte either way for this long; inside a message [`STALLED`] times as long.
     pub idle: Duration,
     /// From then on the session ends at the next moment at which nothing is lost.
     pub end_at: Option<Instant>,
@@ -88,8 +115,10 @@ pub struct Ended {
     pub down: u64,
     /// Who ended it.
     pub how: How,
-    /// Whether the last message, if there is such a thing, may have been cut.
-    pub clean: bool,
+    /// Where the session stood; `None`: there is no such thing as a message in it.
+    pub standing: Option<Standing>,
+    /// The message that was under way.
+    pub unfinished: Option<Unfinished>,
 }
 
 /// Who ended a relay.
@@ -217,16 +246,28 @@ impl Pipe {
     fn may_end(&self, now: Instant) -> bool {
         let nothing_held = self.up.held.is_empty() && self.down.held.is_empty();
         let is_quiet = self.last + QUIET <= now;
-        let may = |watch: &dyn Watch| watch.may_end() && (is_quiet || !watch.wants_quiet());
-        nothing_held && self.watch.as_deref().map_or(is_quiet, may)
+        let wants_quiet = self.watch.as_ref().is_none_or(|watch| watch.wants_quiet());
+        let is_between = self.standing().is_none_or(|stands| stands == Standing::Between);
+        nothing_held && is_between && (is_quiet || !wants_quiet)
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        self.watch.as_ref().map(|watch| watch.standing())
     }
 
     fn patience(&self, idle: Duration) -> Duration {
-        if self.first_closed.is_some() { idle.min(LINGER) } else { idle }
+        match (self.first_closed, self.standing()) {
+            (Some(Side::Front), Some(Standing::Awaiting)) => VERDICT_LIMIT,
+            (Some(_), _) => idle.min(LINGER),
+            (None, Some(Standing::Inside | Standing::Awaiting)) => idle.saturating_mul(STALLED),
+            (None, Some(Standing::Between) | None) => idle,
+        }
     }
 
     async fn finish(mut self, how: How) -> Ended {
-        let clean = self.watch.as_ref().is_none_or(|watch| watch.is_whole());
+        let has_messages = self.watch.as_ref().is_some_and(|watch| !watch.wants_quiet());
+        let standing = self.standing().filter(|_| has_messages);
+        let unfinished = self.watch.as_ref().and_then(|watch| watch.unfinished());
         let goodbye = async {
             if let How::Ours(ending) = &how {
                 let words = self.watch.as_ref().map_or(&b""[..], |watch| watch.farewell(*ending));
@@ -237,7 +278,7 @@ impl Pipe {
         };
         // whoever is still there gets a proper end of TLS; whoever is not costs a moment at most
         drop(tokio::time::timeout(GOODBYE_LIMIT, goodbye).await);
-        Ended { up: self.up.count, down: self.down.count, how, clean }
+        Ended { up: self.up.count, down: self.down.count, how, standing, unfinished }
     }
 }
 
@@ -394,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_session_may_say_nothing_for_31_minutes_and_is_ended_after_its_limit() {
+    async fn trap_12_a_session_may_say_nothing_for_31_minutes_and_is_ended_after_its_limit() {
         let (mut front, near) = duplex(100);
         let (far, mut back) = duplex(100);
         let limit = Duration::from_secs(35 * 60);
@@ -446,11 +487,11 @@ mod tests {
             self.0 = bytes.ends_with(b".");
         }
         fn down(&mut self, _bytes: &[u8]) {}
-        fn may_end(&self) -> bool {
-            self.0
+        fn standing(&self) -> Standing {
+            if self.0 { Standing::Between } else { Standing::Inside }
         }
-        fn is_whole(&self) -> bool {
-            self.0
+        fn unfinished(&self) -> Option<Unfinished> {
+            None
         }
         fn wants_quiet(&self) -> bool {
             false
@@ -476,6 +517,17 @@ mod tests {
         front.read_to_string(&mut told).await.unwrap();
         back.read_to_string(&mut arrived).await.unwrap();
         assert_eq!((told.as_str(), arrived.as_str()), ("421 bye\r\n", "the end."));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_stalls_inside_a_message_has_three_times_the_limit_and_no_more() {
+        let (_front, near) = duplex(100);
+        let (far, _back) = duplex(100);
+        let (limit, since) = (Duration::from_secs(60), clock::now());
+        let watch: Option<Box<dyn Watch>> = Some(Box::new(Gate(false)));
+        let ended = relay(Box::new(near), Box::new(far), Rules { idle: limit, watch, ..rules() }).await;
+        assert!(matches!(ended.how, How::Idle));
+        assert_eq!(clock::now() - since, limit * STALLED);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,14 +13,16 @@ use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
 use super::recorder::Recorder;
-use super::relay::{Ended, Rules, relay};
+use super::relay::{Ended, Rules, Standing, relay};
+use super::sender::FixedSender;
 use super::station::Station;
+use super::tls;
 use super::turnstile::{Crowded, Pass};
 use super::verdict;
 use super::warm::Ready;
 use crate::clock;
-use crate::config::model::{Account, BackTls, FrontTls, MailServer, Protocol, Sasl};
-use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal};
+use crate::config::model::{Account, BackTls, EnvelopeSender, FrontTls, MailServer, Protocol, Sasl};
+use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal, one_line};
 use crate::protocol::machine::{
     BackError, Errand, Farewell, Front, FrontSettings, HangUp, Login, SaslMechanism, SignIn, Welcome,
 };
@@ -33,6 +35,9 @@ use crate::token::request::{Granted, Origin, TokenRequest};
 /// How long a goodbye may take to be sent.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 
+/// How much of a sender is logged, in characters.
+const MAX_SHOWN: usize = 320;
+
 /// Numbers sessions, so that their lines can be found together.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
@@ -41,6 +46,7 @@ pub async fn serve(station: Arc<Station>, visit: Visit) {
     let label = ListenerLabel { listener: station.listener.name.clone() };
     let alive = station.metrics.sessions.get_or_create_owned(&label);
     alive.inc();
+    station.keep_up();
     let mut session = Session {
         id: SESSIONS.fetch_add(1, Ordering::Relaxed),
         peer: visit.peer,
@@ -165,6 +171,7 @@ impl Session {
                     return Outcome::Over("the mail client left before a login".to_owned());
                 }
                 Ok(Err(error)) => {
+                    tls::report(&error.source, &station.listener.name, self.peer);
                     recorder.failed(&error.to_string());
                     recorder.settle();
                     return Outcome::Over(error.to_string());
@@ -182,10 +189,11 @@ impl Session {
                     if let Err(error) = drive::say(&mut *front, &mut io, &mut recorder).await {
                         return Outcome::Over(format!("{error}, just as it was let in"));
                     }
+                    let (io, to_back) = self.fix_sender(io, front.into_rest(), &login, &opened.mailbox);
                     return Outcome::SignedIn(Box::new(SignedIn {
                         front: io,
                         back,
-                        to_back: front.into_rest(),
+                        to_back,
                         to_front,
                         user: login.credentials.user,
                         mechanism: login.mechanism,
@@ -218,6 +226,16 @@ impl Session {
         Recorder::new(recordings, self.id, listener.protocol, heading, settings)
     }
 
+    /// Where a device's sender is not its own to choose, its socket goes through [`FixedSender`].
+    fn fix_sender(&self, io: BoxIo, rest: Vec<u8>, login: &Login, mailbox: &str) -> (BoxIo, Vec<u8>) {
+        match &self.station.listener.fixed_account {
+            Some(fixed) if login.by_address && fixed.envelope_sender == EnvelopeSender::Mailbox => {
+                (Box::new(FixedSender::new(io, mailbox.to_owned(), rest)), Vec::new())
+            }
+            _ => (io, rest),
+        }
+    }
+
     async fn start_tls(&self, io: BoxIo, deadline: Instant) -> Result<BoxIo, String> {
         if self.station.listener.tls != FrontTls::Implicit {
             return Ok(io);
@@ -227,7 +245,10 @@ impl Session {
         };
         match timeout_at(deadline, acceptor.accept(io)).await {
             Ok(Ok(io)) => Ok(Box::new(io)),
-            Ok(Err(error)) => Err(format!("TLS with the mail client failed: {error}")),
+            Ok(Err(error)) => {
+                tls::report(&error, &self.station.listener.name, self.peer);
+                Err(format!("TLS with the mail client failed: {error}"))
+            }
             Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
         }
     }
@@ -251,7 +272,9 @@ impl Session {
         let deadline = clock::now() + limit;
         let (station, protocol) = (&self.station, self.station.listener.protocol);
         let user = login.credentials.user.as_str();
-        let account = station.listener.account(user).ok_or_else(|| not_served(user))?;
+        let fixed = station.listener.fixed_account.as_ref().filter(|_| login.by_address);
+        let account = fixed.map(|fixed| &fixed.account).or_else(|| station.listener.account(user));
+        let account = account.ok_or_else(|| not_served(user))?;
         let server = station.server().ok_or_else(|| not_served(user))?;
         let mailbox = account.mailbox_for(user, protocol);
         let credentials = &login.credentials;
@@ -269,7 +292,9 @@ impl Session {
             let knock = self.knock(login, account, server, &mailbox, &granted, recorder);
             match timeout_at(deadline, knock).await.map_err(|_| slow(limit))? {
                 Ok(Admitted { io, rest, welcome, connection }) => {
-                    station.remember(welcome.offer.clone());
+                    if let Some(offer) = &welcome.offer {
+                        station.offer.signed_in(offer);
+                    }
                     if let Some(warm) = &station.warm {
                         warm.logged_in(login.client_name.as_deref());
                     }
@@ -543,13 +568,26 @@ impl Session {
             ended = ended.how.words(),
             "session ended"
         );
-        if !ended.clean {
-            tracing::warn!(
-                session = self.id,
-                user,
-                "the session ended inside a message, or before its final answer: the mail client has to send it again"
-            );
-        }
+        self.unfinished(user, ended);
+    }
+
+    /// A message that was under way: whoever looks for it finds its envelope.
+    fn unfinished(&self, user: &str, ended: &Ended) {
+        let (Some(standing), Some(message)) = (ended.standing, &ended.unfinished) else { return };
+        let words = match standing {
+            Standing::Between => return,
+            Standing::Inside => "the session ended inside a message: it was not sent",
+            Standing::Awaiting => {
+                "the final answer to a message is lost: it may have been sent, and the mail client may send it again"
+            }
+        };
+        tracing::warn!(
+            session = self.id,
+            user,
+            sender = one_line(&message.sender, MAX_SHOWN),
+            recipients = message.recipients,
+            "{words}"
+        );
     }
 
     /// How long it has lasted, in milliseconds.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -11,19 +10,21 @@ use tokio_util::sync::CancellationToken;
 use super::dialogue;
 use super::drive::{self, BackFailure};
 use super::hold::Holds;
-use super::offer;
+use super::offer::Shown;
 use super::quiet::{ImapQuiet, Pop3Quiet};
 use super::recorder::{Recordings, Tape};
-use super::relay::{Ending, Watch};
+use super::relay::{Ending, Standing, Unfinished, Watch};
 use super::turnstile::Turnstile;
 use super::warm::WarmConnections;
+use crate::clock;
 use crate::config::model::{FrontTls, Limits, Listener, MailServer, Protocol, Upstream};
 use crate::protocol::imap::front::ImapFront;
-use crate::protocol::machine::{Errand, Front, FrontSettings, Offer};
+use crate::protocol::machine::{Errand, Front, FrontSettings, Welcome};
 use crate::protocol::pop3::front::Pop3Front;
-use crate::protocol::smtp::boundary::Boundary;
+use crate::protocol::smtp::boundary::{Boundary, Envelope};
 use crate::protocol::smtp::front::SmtpFront;
 use crate::seats::Seats;
+use crate::secret::{Credentials, Secret};
 use crate::telemetry::metrics::Metrics;
 use crate::token::request::Tokens;
 use crate::upstream::connector::Connector;
@@ -59,16 +60,11 @@ pub struct Station {
     pub host_name: String,
     /// The proxy wants to stop.
     pub draining: CancellationToken,
-    /// What upstream offers, as far as is known.
-    pub offer: ArcSwap<Offer>,
+    /// What is promised before a login.
+    pub offer: Arc<Shown>,
 }
 
 impl Station {
-    /// What is promised before upstream has told.
-    pub fn first_offer(protocol: Protocol) -> ArcSwap<Offer> {
-        ArcSwap::from_pointee(offer::exchange_online(protocol))
-    }
-
     /// The mail server behind this listener. EWS has none; its listeners never get a station.
     pub fn server(&self) -> Option<&MailServer> {
         match &self.listener.upstream {
@@ -91,9 +87,13 @@ impl Station {
         FrontSettings {
             starttls: self.listener.tls == FrontTls::StartTls && self.acceptor.is_some(),
             require_tls: self.listener.tls == FrontTls::StartTls && self.is_reachable_from_outside(),
-            offer: self.offer.load_full(),
+            offer: self.offer.load(),
             host_name: self.host_name.clone(),
             max_refusals: self.limits.refusals_per_session,
+            without_login: self.listener.fixed_account.as_ref().map(|fixed| Credentials {
+                user: fixed.user.clone(),
+                password: fixed.account.password.clone().unwrap_or_else(|| Secret::new("")),
+            }),
         }
     }
 
@@ -107,8 +107,17 @@ impl Station {
         }
     }
 
+    /// Sees to it that what is promised is no older than an hour: called at the start and at each visit, so that
+    /// a listener that nobody uses asks nothing. Nobody waits for it.
+    pub fn keep_up(self: &Arc<Self>) {
+        if self.offer.is_due(clock::now()) {
+            let station = Arc::clone(self);
+            drop(tokio::spawn(async move { station.learn().await }));
+        }
+    }
+
     /// Asks upstream what it offers. Sends no secret; failing costs nothing but the answer.
-    pub async fn learn(&self) {
+    async fn learn(&self) {
         let Some(server) = self.server() else { return };
         let errand = Errand::Learn { client_name: self.host_name.clone() };
         let asked = async {
@@ -119,25 +128,21 @@ impl Station {
             }
             drive::back(&mut *dialogue, &mut io, &self.connector, server, &mut Tape::default()).await
         };
-        match timeout(LEARN_LIMIT, asked).await {
-            Ok(Ok(welcome)) => self.remember(welcome.offer),
-            Ok(Err(failure)) => {
-                let listener = &self.listener.name;
-                tracing::warn!(
-                    listener,
-                    ?failure,
-                    "upstream does not tell what it offers; Exchange Online's list is shown"
-                );
-            }
-            Err(_) => tracing::warn!(listener = self.listener.name, "upstream does not answer"),
-        }
-    }
-
-    /// Takes note of what upstream offers.
-    pub fn remember(&self, offer: Option<Offer>) {
-        if let Some(offer) = offer.filter(|offer| **self.offer.load() != *offer) {
-            tracing::debug!(listener = self.listener.name, ?offer, "what upstream offers");
-            self.offer.store(Arc::new(offer));
+        let why = match timeout(LEARN_LIMIT, asked).await {
+            // a server from before such lists says nothing: what was known stays
+            Ok(Ok(Welcome { offer: None, .. })) => "it has no such list".to_owned(),
+            Ok(Ok(Welcome { offer: Some(offer), .. })) => return self.offer.learned(offer, clock::now()),
+            Ok(Err(BackFailure::Broke(error))) => error.to_string(),
+            Ok(Err(BackFailure::Said(error))) => format!("{error:?}"),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        if self.offer.is_news_that_it_fails() {
+            let listener = &self.listener.name;
+            tracing::warn!(
+                listener,
+                why,
+                "upstream does not tell what it offers; what was known last is shown"
+            );
         }
     }
 
@@ -155,12 +160,18 @@ impl Watch for Boundary {
         self.from_back(bytes);
     }
 
-    fn may_end(&self) -> bool {
-        self.between_messages()
+    fn standing(&self) -> Standing {
+        if self.between_messages() {
+            Standing::Between
+        } else if self.awaits_verdict() {
+            Standing::Awaiting
+        } else {
+            Standing::Inside
+        }
     }
 
-    fn is_whole(&self) -> bool {
-        self.between_messages()
+    fn unfinished(&self) -> Option<Unfinished> {
+        self.under_way().map(|Envelope { sender, recipients }| Unfinished { sender, recipients })
     }
 
     fn wants_quiet(&self) -> bool {

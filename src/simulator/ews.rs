@@ -71,23 +71,30 @@ async fn respond(
     record: &mut EwsRequest,
 ) -> io::Result<Answer> {
     let path = request.uri().path().to_lowercase();
-    if !matches!(path.as_str(), "/ews/exchange.asmx" | "/ews/services.wsdl") {
+    let activesync = path == "/microsoft-server-activesync";
+    if !activesync && !matches!(path.as_str(), "/ews/exchange.asmx" | "/ews/services.wsdl") {
         return Ok(web::answer(404, "text/html", "<html><body>Not found</body></html>"));
     }
     if let Some(answer) = misbehave(office).await? {
         web::collect(request.into_body(), DRAIN).await?;
         return Ok(answer);
     }
-    let bearer = match sign_in(office, request.headers()) {
+    let bearer = match sign_in(office, request.headers(), activesync) {
         Ok(bearer) => bearer,
         Err(diagnostics) => {
             web::collect(request.into_body(), DRAIN).await?;
             return Ok(unauthorized(diagnostics));
         }
     };
+    if activesync {
+        return echo(request).await;
+    }
     if office.tenant.app(&bearer.client_id).is_none_or(|app| !app.ews_allowed) {
         web::collect(request.into_body(), DRAIN).await?;
         return Ok(forbidden());
+    }
+    if path == "/ews/services.wsdl" {
+        return Ok(web::answer(200, "text/xml", WSDL));
     }
     if request.method() != Method::POST {
         let page = "<html><body><h1>Service</h1><p>You have created a service.</p></body></html>";
@@ -123,6 +130,23 @@ async fn respond(
     Ok(answer)
 }
 
+/// ActiveSync, as far as a proxy can tell it from the real one: it says its versions, and gives back what it got.
+async fn echo(request: Request<Incoming>) -> io::Result<Answer> {
+    let mut answer = if request.method() == Method::OPTIONS {
+        web::empty(200)
+    } else {
+        let Some(body) = web::collect(request.into_body(), DRAIN).await? else {
+            return Ok(web::empty(413));
+        };
+        web::answer(200, "application/vnd.ms-sync.wbxml", body)
+    };
+    web::set(&mut answer, "MS-ASProtocolVersions", "14.1,16.0,16.1");
+    web::set(&mut answer, "MS-Server-ActiveSync", "15.20");
+    Ok(answer)
+}
+
+const WSDL: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?><wsdl:definitions xmlns:wsdl=\"http://schemas.xmlsoap.org/wsdl/\" xmlns:soap=\"http://schemas.xmlsoap.org/wsdl/soap/\" targetNamespace=\"http://schemas.microsoft.com/exchange/services/2006/messages\"><wsdl:service name=\"ExchangeServices\"><wsdl:port name=\"ExchangeServicePort\"><soap:address location=\"https://outlook.office365.com/EWS/Exchange.asmx\"/></wsdl:port></wsdl:service></wsdl:definitions>";
+
 fn perform(office: &Arc<Office>, bearer: &Bearer, mailbox: &str, operation: &Element) -> Answer {
     if operation.name == "GetStreamingEvents" {
         let Some(stream) = Stream::read(&office.subscriptions, operation) else {
@@ -150,7 +174,7 @@ fn perform(office: &Arc<Office>, bearer: &Bearer, mailbox: &str, operation: &Ele
 }
 
 /// The token of a request, or what to put into `x-ms-diagnostics`.
-fn sign_in(office: &Office, headers: &HeaderMap) -> Result<Arc<Bearer>, &'static str> {
+fn sign_in(office: &Office, headers: &HeaderMap, activesync: bool) -> Result<Arc<Bearer>, &'static str> {
     const NONE: &str = "";
     const UNKNOWN: &str =
         "2000001;reason=\"The token has expired or is otherwise invalid.\";error_category=\"invalid_token\"";
@@ -166,7 +190,11 @@ fn sign_in(office: &Office, headers: &HeaderMap) -> Result<Arc<Bearer>, &'static
     }
     let bearer = admission::bearer(office, token.trim());
     let bearer = bearer.map_err(|denied| if denied == Denied::WrongAudience { AUDIENCE } else { UNKNOWN })?;
-    let needed = admission::needed(Service::Ews, bearer.user.is_none());
+    let needed = if activesync {
+        "EAS.AccessAsUser.All"
+    } else {
+        admission::needed(Service::Ews, bearer.user.is_none())
+    };
     if bearer.permissions.iter().any(|permission| permission == needed) { Ok(bearer) } else { Err(SCOPE) }
 }
 

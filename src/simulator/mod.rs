@@ -185,6 +185,11 @@ impl Simulator {
         self.office.journal.token_requests()
     }
 
+    /// Whose token this is, while it is good: for a real mail server that asks (RFC 7662).
+    pub fn whose(&self, access_token: &str) -> Option<String> {
+        self.office.tokens.bearer(access_token)?.user.clone()
+    }
+
     /// Ends every access token now, as a revocation would.
     pub fn expire_tokens(&self) {
         self.office.tokens.expire_all();

@@ -105,7 +105,8 @@ pub(super) fn delegated(scope: &str, app: &App) -> Result<Decided, Failure> {
 
 fn consented(names: &[String], audience: &str, app: &App, scope: &str) -> Result<Vec<String>, Failure> {
     let known = |name: &String| {
-        GRAPH_HAS.contains(&name.as_str()) || audience != GRAPH && name == "EWS.AccessAsUser.All"
+        GRAPH_HAS.contains(&name.as_str())
+            || audience != GRAPH && matches!(name.as_str(), "EWS.AccessAsUser.All" | "EAS.AccessAsUser.All")
     };
     if !names.iter().all(known) {
         return Err(Failure::about(70011, scope));

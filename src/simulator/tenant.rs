@@ -118,6 +118,7 @@ impl Grantable {
         "POP.AccessAsUser.All",
         "SMTP.Send",
         "EWS.AccessAsUser.All",
+        "EAS.AccessAsUser.All",
         "User.Read",
         "Mail.Read",
     ];

@@ -23,7 +23,7 @@ use super::store::{Lease, SharedToken, Store};
 use crate::clock;
 use crate::config::model::{self, Account, Application, Grant, Protocol};
 use crate::explain::{Explain as _, Explanation};
-use crate::secret::{AccessToken, Secret};
+use crate::secret::{AccessToken, Credentials, Secret};
 use crate::telemetry::metrics::Metrics;
 
 /// A request goes on this long at least, even if the caller has less patience: others may want its result.
@@ -167,8 +167,10 @@ impl Broker {
     /// There is none; the explanation says whose fault it is and what to do.
     pub async fn token(&self, request: &TokenRequest<'_>) -> Result<Granted, TokenError> {
         let inner = &self.inner;
+        let as_login = as_login(request);
+        let request = &request.with(as_login.as_ref());
         let names = inner.names(request);
-        if names.local {
+        if names.local && !request.account.vouched {
             inner.check_here(request, &names).await?;
         }
         let now = clock::now();
@@ -195,6 +197,8 @@ impl Broker {
     /// Upstream refused this token. It is dropped, so that asking once more gives another one; `false` if that
     /// would not help: another was dropped just before, or it is no longer there.
     pub fn refused_upstream(&self, request: &TokenRequest<'_>, token: &AccessToken) -> bool {
+        let as_login = as_login(request);
+        let request = &request.with(as_login.as_ref());
         let names = self.inner.names(request);
         let Some(slot) = self.inner.cache.find(&names.slot) else { return false };
         let dropped = slot.drop_token(token, DROP_PAUSE, clock::now());
@@ -617,7 +621,7 @@ impl Inner {
         names: &Names,
         account: &Account,
         protocol: Protocol,
-        who: &crate::secret::Credentials,
+        who: &Credentials,
     ) -> super::store::Digest {
         self.shared_digest(names, account, protocol, &who.user, &who.password)
     }
@@ -659,6 +663,14 @@ impl Inner {
             last_failure: slot.failure(),
         }
     }
+}
+
+/// Who signs in at the identity provider, where that is not the name that the client uses. All that follows
+/// (cache, guard, stored sign-ins) goes by this name, so that all names of one user share one token.
+fn as_login(request: &TokenRequest<'_>) -> Option<Credentials> {
+    request.account.login.as_ref()?;
+    let user = request.account.login_for(&request.credentials.user);
+    Some(Credentials { user, password: request.credentials.password.clone() })
 }
 
 /// Whether the token is the application's own: one serves every user, and Entra answers a question for each of

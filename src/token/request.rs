@@ -23,6 +23,14 @@ pub struct TokenRequest<'a> {
     pub deadline: Instant,
 }
 
+impl<'a> TokenRequest<'a> {
+    #[must_use]
+    /// The same question with other credentials, where there are some.
+    pub fn with(&self, credentials: Option<&'a Credentials>) -> Self {
+        Self { credentials: credentials.unwrap_or(self.credentials), ..self.clone() }
+    }
+}
+
 /// A token, and where it came from.
 #[derive(Clone, Debug)]
 pub struct Granted {

@@ -41,8 +41,11 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
     let checked_here = application.grants.iter().any(|grant| !grant.checks_password());
     Arc::new(Account {
         user: UserPattern::new("*"),
+        login: None,
         mailbox: None,
         mailbox_smtp: None,
+        password: None,
+        vouched: false,
         ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: if checked_here { vec![hash("local"), hash("local2")] } else { Vec::new() },

@@ -36,6 +36,11 @@ impl Connector {
         self.proxies.iter().any(|proxy| proxy.serves_any(purpose))
     }
 
+    /// The first outbound proxy that serves the way to `host`.
+    pub fn proxy_for(&self, host: &str, purpose: Purpose) -> Option<&Proxy> {
+        self.proxies.iter().find(|proxy| proxy.serves(purpose, host))
+    }
+
     /// Resolves names, and remembers them.
     pub fn dialler(&self) -> &Dialler {
         self.ground.dialler()
@@ -66,7 +71,7 @@ impl Connector {
     /// # Errors
     /// Name, socket or tunnel.
     pub async fn connect(&self, host: &str, port: u16, purpose: Purpose) -> Result<BoxIo, UpstreamError> {
-        let Some(proxy) = self.proxies.iter().find(|proxy| proxy.serves(purpose, host)) else {
+        let Some(proxy) = self.proxy_for(host, purpose) else {
             return self.ground.dial(host, port).await;
         };
         let limit = match purpose {

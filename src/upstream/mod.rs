@@ -21,3 +21,4 @@ pub mod proxy;
 pub mod tickets;
 pub mod tls;
 pub mod tunnel;
+pub mod witness;

@@ -44,11 +44,14 @@ pub struct Proxy {
     /// Host and port, for messages.
     name: String,
     memory: Mutex<Memory>,
-    /// Held by the first sign-in of all: until one has worked, there is no second at the same time.
+    /// Held by a sign-in that has not worked before: there is no second at the same time.
     first: tokio::sync::Mutex<()>,
     #[cfg(feature = "negotiate")]
     kerberos: Kerberos,
 }
+
+/// The right to show a password that has not been taken yet.
+type Turn<'p> = Option<tokio::sync::MutexGuard<'p, ()>>;
 
 /// What was learnt about the proxy.
 #[derive(Default)]
@@ -116,6 +119,12 @@ impl Proxy {
         self.settings.use_for.includes(purpose)
     }
 
+    /// Where it is dialled.
+    pub fn address(&self) -> (&str, u16) {
+        let url = &self.settings.url;
+        (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(1080))
+    }
+
     /// Host and port, for messages.
     pub fn name(&self) -> &str {
         &self.name
@@ -129,18 +138,11 @@ impl Proxy {
         if let Some(error) = self.held_back() {
             return Err(error);
         }
-        // a wrong password is to be counted once, however many connections wait
-        let unknown = self.memory().works.is_none();
-        let turn = if unknown { Some(self.first.lock().await) } else { None };
-        if turn.is_some()
-            && let Some(error) = self.held_back()
-        {
-            return Err(error);
-        }
+        let mut turn = None;
         let opened = if matches!(self.settings.url.scheme(), "socks5h" | "socks5") {
-            self.socks(ground, host, port).await
+            self.socks(ground, host, port, &mut turn).await
         } else {
-            self.connect(ground, host, port).await
+            self.connect(ground, host, port, &mut turn).await
         };
         if let Err(error @ UpstreamError::ProxySignIn { why, .. }) = &opened
             && self.has_shown_a_password(why)
@@ -150,8 +152,19 @@ impl Proxy {
             let hold = if memory.works.take().is_some() { SHORT_HOLD } else { HOLD };
             memory.held = Some((clock::now() + hold, error.clone()));
         }
+        // only now: whoever waited for it sees that the password is held back
         drop(turn);
         opened
+    }
+
+    /// Waits until a password may be shown that has not yet been taken in this way: one at a time, so that a
+    /// wrong one is counted once, however many connections wait.
+    async fn wait_for_turn<'p>(&'p self, scheme: Scheme, turn: &mut Turn<'p>) -> Result<(), UpstreamError> {
+        if scheme == Scheme::Anonymous || turn.is_some() || self.memory().works == Some(scheme) {
+            return Ok(());
+        }
+        *turn = Some(self.first.lock().await);
+        self.held_back().map_or(Ok(()), Err)
     }
 
     /// To the proxy, or to a Kerberos key distribution centre.
@@ -172,13 +185,20 @@ impl Proxy {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self, ground: &Ground, host: &str, port: u16) -> Result<BoxIo, UpstreamError> {
+    async fn connect<'p>(
+        &'p self,
+        ground: &Ground,
+        host: &str,
+        port: u16,
+        turn: &mut Turn<'p>,
+    ) -> Result<BoxIo, UpstreamError> {
         let target = tunnel::target(host, port);
         let mut tried: Vec<Scheme> = Vec::new();
         let mut scheme = self.memory().works.unwrap_or_else(|| self.opening());
         let mut line = self.line(ground).await?;
         let mut no_ticket = None;
         loop {
+            self.wait_for_turn(scheme, turn).await?;
             tried.push(scheme);
             let (answer, judged) = match self.ask_by(scheme, &mut line, &target).await? {
                 Outcome::Answered { answer, judged } => (answer, judged),
@@ -187,15 +207,16 @@ impl Proxy {
                     (self.ask(&mut line, &target, None).await?, false)
                 }
             };
-            if (200..300).contains(&answer.status) {
-                if line.begins_with_a_page() {
-                    return Err(self.refused(&target, ProxyNo::Page, "a page in place of the tunnel"));
-                }
-                self.memory().works = Some(scheme);
-                return Ok(line.into_tunnel());
-            }
             if answer.status != 407 {
-                return Err(self.refused(&target, no_of(&answer), &answer.reply));
+                // also where the target is refused: the sign-in was not
+                self.memory().works = Some(scheme);
+                return match answer.status {
+                    200..300 if line.begins_with_a_page() => {
+                        Err(self.refused(&target, ProxyNo::Page, "a page in place of the tunnel"))
+                    }
+                    200..300 => Ok(line.into_tunnel()),
+                    _ => Err(self.refused(&target, no_of(&answer), &answer.reply)),
+                };
             }
             scheme = self.next(scheme, judged, &tried, &answer).map_err(|why| {
                 self.sign_in_failed(
@@ -350,14 +371,23 @@ impl Proxy {
         line.ask(target, authorization).await.map_err(|error| self.interrupted(&error))
     }
 
-    async fn socks(&self, ground: &Ground, host: &str, port: u16) -> Result<BoxIo, UpstreamError> {
-        let mut io = ground.to_proxy(&self.settings, &self.name).await?;
+    async fn socks<'p>(
+        &'p self,
+        ground: &Ground,
+        host: &str,
+        port: u16,
+        turn: &mut Turn<'p>,
+    ) -> Result<BoxIo, UpstreamError> {
         let sign_in = self.settings.username.as_deref().filter(|_| self.settings.auth != ProxyAuth::None);
         let sign_in = sign_in.map(|user| SocksSignIn {
             user,
             password: self.settings.password.as_ref().map_or("", |secret| secret.expose()),
             optional: self.settings.auth == ProxyAuth::Auto,
         });
+        if sign_in.is_some() {
+            self.wait_for_turn(Scheme::Basic, turn).await?;
+        }
+        let mut io = ground.to_proxy(&self.settings, &self.name).await?;
         let answer = tunnel::socks5(&mut io, sign_in, host, port).await;
         let offers = Vec::new();
         let sign_in_failed = |why| UpstreamError::ProxySignIn { proxy: self.name.clone(), why, offers };
@@ -369,7 +399,10 @@ impl Proxy {
             Err(SocksNo::SignIn) => Err(sign_in_failed(SignInTrouble::Refused("SOCKS5"))),
             Err(SocksNo::Method) if sign_in.is_none() => Err(sign_in_failed(SignInTrouble::NoCredentials)),
             Err(SocksNo::Method) => Err(sign_in_failed(SignInTrouble::NoCommonScheme)),
-            Err(SocksNo::Target(kind, words)) => Err(self.refused(&tunnel::target(host, port), kind, words)),
+            Err(SocksNo::Target(kind, words)) => {
+                self.memory().works = Some(Scheme::Basic);
+                Err(self.refused(&tunnel::target(host, port), kind, words))
+            }
         }
     }
 

@@ -44,6 +44,14 @@ pub enum TlsSetupError {
 /// # Errors
 /// An `extra-roots-file` that cannot be read or holds no certificate; a client certificate without its key.
 pub fn outbound_config(tls: &Tls) -> Result<ClientConfig, TlsSetupError> {
+    outbound_config_with(tls, |verifier| verifier)
+}
+
+/// The same, with something that looks on in front of the verifier.
+pub(super) fn outbound_config_with(
+    tls: &Tls,
+    watched: impl FnOnce(Arc<dyn ServerCertVerifier>) -> Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig, TlsSetupError> {
     let provider = Arc::new(provider(tls));
     let roots = Arc::new(roots(tls.extra_roots_file.as_deref())?);
     let usual = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
@@ -53,7 +61,7 @@ pub fn outbound_config(tls: &Tls) -> Result<ClientConfig, TlsSetupError> {
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(tls.minimum_version))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Naming { usual }));
+        .with_custom_certificate_verifier(watched(Arc::new(Naming { usual })));
     let mut config = match (&tls.client_certificate_file, &tls.client_key_file) {
         (Some(certificate), Some(key)) => {
             config.with_client_auth_cert(certificates(certificate)?, private_key(key)?)?

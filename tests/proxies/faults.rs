@@ -12,7 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::corporate::{Mailkey, Plan, office, until, what};
 
 /// In every configuration here, so that silence does not take long.
-const LIMITS: &str = "limits: {connect-timeout: 1s, login-timeout: 6s, warm-connections: 0}\n";
+const LIMITS: &str =
+    "limits: {connect-timeout: 1s, login-timeout: 6s, wait-for-session: 1s, warm-connections: 0}\n";
 
 /// No answer may take longer: twice the login's limit, and a busy machine.
 const IN_TIME: Duration = Duration::from_secs(15);

@@ -1,7 +1,5 @@
 //! A token that opens every mailbox of the tenant acts on the allowed ones, whatever the mail client sends.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
 
 use super::rig::{PASSWORD, Rig, basic, post_with};
@@ -71,9 +69,7 @@ fn the_mailbox_is_put_into_whatever_header_there_is() {
             format!("<s:Header>{own}\n {version}\n</s:Header>\n"),
         ),
         (
-            format!(
-                "<!-- hi --><s:Header><t:TimeZoneContext><t:X Id=\"1\">a&amp;b</t:X></t:TimeZoneContext></s:Header>"
-            ),
+            "<!-- hi --><s:Header><t:TimeZoneContext><t:X Id=\"1\">a&amp;b</t:X></t:TimeZoneContext></s:Header>".to_owned(),
             format!(
                 "<!-- hi --><s:Header>{own}<t:TimeZoneContext><t:X Id=\"1\">a&amp;b</t:X></t:TimeZoneContext></s:Header>"
             ),
@@ -219,9 +215,7 @@ fn a_prologue_without_end_is_given_up_in_time() {
     let mut prologue = Prologue::default();
     let begin = format!("<s:Envelope {SOAP}><!-- Body ");
     prologue.feed(begin.as_bytes(), false, &may).unwrap();
-    let begun = std::time::Instant::now();
-    assert!((0..1000).any(|_| prologue.feed(b">", false, &may).is_err()));
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!((0..100).any(|_| prologue.feed(b">", false, &may).is_err()));
 }
 
 /// Well-formed and broken parts of a prologue, hostile ones among them.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::config::model::{
     Account, Application, ClientAuth, Endpoints, EwsSettings, FrontTls, Grant, Limits, Listener, Protocol,
-    Sasl, Upstream, UserPattern,
+    Sasl, Template, Upstream, UserPattern,
 };
 use crate::ews::desk::{BoxBody, BoxError, BoxFuture, Desk, Sender};
 use crate::ews::{EwsSession, body, serve};
@@ -290,6 +290,7 @@ fn listener(accounts: Vec<Account>) -> Listener {
         tls: FrontTls::Off,
         upstream: Upstream::Http("https://outlook.office365.com/".parse().unwrap()),
         allow_from: Vec::new(),
+        proxy_protocol_from: Vec::new(),
         fixed_account: None,
         token_expiry_margin: Duration::from_mins(5),
         ews: EwsSettings::default(),
@@ -316,8 +317,11 @@ fn account(user: &str, mailbox: Option<&str>, grants: &[Grant]) -> Account {
     };
     Account {
         user: UserPattern::new(user),
-        mailbox: mailbox.map(str::to_owned),
+        login: None,
+        mailbox: mailbox.map(|mailbox| Template::new(mailbox, 0).unwrap()),
         mailbox_smtp: None,
+        password: None,
+        vouched: false,
         ews_mailboxes: Vec::new(),
         application: Arc::new(application),
         password_hashes: Vec::new(),

@@ -109,7 +109,8 @@ fn stream() -> (mpsc::Sender<&'static str>, Arc<AtomicBool>, crate::ews::desk::B
 
 #[tokio::test(start_paused = true)]
 async fn every_event_of_a_stream_reaches_the_mail_client_at_once() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    rig.limits.idle_timeout = Duration::from_secs(50);
     let (feed, _, body) = stream();
     rig.exchange.then_do(|_| async { Ok(response(200, &[], "").map(|_| body)) });
     let mut client = rig.connect();
@@ -121,7 +122,7 @@ async fn every_event_of_a_stream_reaches_the_mail_client_at_once() {
         assert_eq!(client.chunk().await, event);
     }
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    // a heartbeat every 45 s keeps it open far beyond every other time limit
+    // a heartbeat every 45 s keeps it open far beyond `idle-timeout` and every other limit
     for _ in 0..60 {
         tokio::time::sleep(Duration::from_secs(45)).await;
         feed.send("<beat/>").await.unwrap();

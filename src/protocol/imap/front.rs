@@ -408,7 +408,12 @@ impl ImapFront {
         let Some(credentials) = credentials else {
             return self.turn_away(&tag, &Refusal::BadCredentials);
         };
-        self.steps.push_back(Step::Done(Login { credentials, mechanism, client_name: None }));
+        self.steps.push_back(Step::Done(Login {
+            credentials,
+            mechanism,
+            client_name: None,
+            by_address: false,
+        }));
         State::Asking { tag, command }
     }
 
@@ -562,6 +567,7 @@ mod tests {
             offer: Arc::new(Offer(vec!["IDLE".to_owned()])),
             host_name: "mailkey.example".to_owned(),
             max_refusals: MAX_REFUSALS,
+            without_login: None,
         }
     }
 

@@ -287,7 +287,12 @@ impl Pop3Front {
         let Some(credentials) = credentials else {
             return self.refused(&Refusal::BadCredentials);
         };
-        self.steps.push_back(Step::Done(Login { credentials, mechanism, client_name: None }));
+        self.steps.push_back(Step::Done(Login {
+            credentials,
+            mechanism,
+            client_name: None,
+            by_address: false,
+        }));
         State::Asking
     }
 

@@ -32,8 +32,10 @@ use crate::secret::Encrypted;
 /// Lines in one reply.
 pub const MAX_REPLY_LINES: usize = 100;
 
-/// The longest line of a SASL exchange, in octets with its CRLF (RFC 4954 §4).
-pub const MAX_AUTH_LINE: usize = 12_288;
+/// The longest AUTH command that carries the token, in octets with its CRLF: what every server takes as a command
+/// (RFC 5321 §4.5.3.1.4). Real tokens are longer and go on a line of their own, which has other limits: Postfix
+/// cuts commands at 2,048 octets (`line_length_limit`), and SASL responses at 12,288.
+pub const MAX_AUTH_LINE: usize = 512;
 
 /// What of a reply is kept for the log, in characters.
 const MAX_REPLY_TEXT: usize = 500;

@@ -143,6 +143,21 @@ impl Boundary {
             && matches!(&self.front, Front::Command(line) if line.is_empty())
     }
 
+    /// Whether the next octets from the client are a command, or the rest of one.
+    pub fn expects_command(&self) -> bool {
+        !self.lost && matches!(self.front, Front::Command(_))
+    }
+
+    /// Whether upstream's answer decides what the next octets from the client are.
+    pub fn waits_for_reply(&self) -> bool {
+        !self.lost && matches!(self.front, Front::Waiting(_))
+    }
+
+    /// As [`from_front`](Self::from_front), up to where the kind of octets changes; says how many are left.
+    pub fn take_from_front(&mut self, bytes: &[u8]) -> usize {
+        if self.lost { 0 } else { self.front_bytes(bytes).len() }
+    }
+
     /// Messages that upstream took.
     pub fn messages(&self) -> u64 {
         self.messages
@@ -151,6 +166,34 @@ impl Boundary {
     /// The message that is under way, as far as upstream took its envelope.
     pub fn envelope(&self) -> Option<&Envelope> {
         self.envelope.as_ref()
+    }
+
+    /// The message that is under way, also one whose envelope has not been answered yet.
+    pub fn under_way(&self) -> Option<Envelope> {
+        let asked = |envelope: Envelope| {
+            let asked = self.unanswered.iter().filter(|one| matches!(one, Expected::Rcpt)).count();
+            let asked = u32::try_from(asked).unwrap_or(u32::MAX);
+            Envelope { recipients: envelope.recipients.saturating_add(asked), ..envelope }
+        };
+        let pipelined = || {
+            self.unanswered.iter().find_map(|one| match one {
+                Expected::Mail(sender) => Some(Envelope { sender: sender.to_string(), recipients: 0 }),
+                Expected::Rcpt
+                | Expected::Data
+                | Expected::Message
+                | Expected::Chunk { .. }
+                | Expected::Reset
+                | Expected::Auth
+                | Expected::StartTls
+                | Expected::Other => None,
+            })
+        };
+        self.envelope.clone().or_else(pipelined).map(asked)
+    }
+
+    /// Whether a whole message is with upstream, and its answer is not here yet.
+    pub fn awaits_verdict(&self) -> bool {
+        self.unanswered.iter().any(|one| matches!(one, Expected::Message | Expected::Chunk { last: true }))
     }
 
     /// Whether something came that can be read in two ways. It stays so, and

@@ -10,6 +10,8 @@
 //! ```
 //! Understands EHLO, HELO, AUTH PLAIN and LOGIN, STARTTLS, NOOP, RSET, HELP, VRFY, QUIT; a message before
 //! the login gets 530, all else 500 or 502. A login does not wait for an EHLO: some devices send none.
+//! Where the place says who a client without a login is, MAIL is the login: nothing is offered or taken that
+//! needs a password, and MAIL itself goes upstream once the login is granted.
 //!
 //! Never: parses after the grant, waits, logs, or sees a token. No input is repeated in a reply.
 //!
@@ -47,6 +49,8 @@ pub struct SmtpFront {
     client_name: Option<String>,
     bad_commands: u8,
     refusals: u8,
+    /// Goes upstream first.
+    mail: Vec<u8>,
 }
 
 /// Where the dialogue stands. Each state owns what only it needs.
@@ -68,6 +72,8 @@ enum State {
     Upgrading,
     /// A login was handed over; the verdict is awaited.
     Asking,
+    /// The same for a client without one, whose MAIL waits.
+    Sending { mail: Vec<u8> },
     /// The rest is not for us.
     Granted,
     /// We have hung up.
@@ -87,6 +93,7 @@ impl SmtpFront {
             client_name: None,
             bad_commands: 0,
             refusals: 0,
+            mail: Vec::new(),
         }
     }
 }
@@ -119,8 +126,12 @@ impl Front for SmtpFront {
                     self.say(&greeting);
                     State::Ready
                 }
-                State::Asking if self.inbox.len() > MAX_PIPELINED => self.too_long(),
-                waiting @ (State::Upgrading | State::Asking | State::Granted | State::Over) => {
+                State::Asking | State::Sending { .. } if self.inbox.len() > MAX_PIPELINED => self.too_long(),
+                waiting @ (State::Upgrading
+                | State::Asking
+                | State::Sending { .. }
+                | State::Granted
+                | State::Over) => {
                     self.state = waiting;
                     return Step::Read;
                 }
@@ -149,12 +160,18 @@ impl Front for SmtpFront {
     }
 
     fn grant(&mut self, _offer: Option<&Offer>) {
-        self.say("235 2.7.0 Authentication successful");
+        if let State::Sending { mail } = mem::take(&mut self.state) {
+            // what upstream says to MAIL is the answer
+            self.mail = mail;
+        } else {
+            self.say("235 2.7.0 Authentication successful");
+        }
         self.state = State::Granted;
     }
 
     fn refuse(&mut self, why: &Refusal) {
-        self.state = self.refused(why);
+        self.state =
+            if matches!(self.state, State::Sending { .. }) { self.not_sent(why) } else { self.refused(why) };
     }
 
     fn hang_up(&mut self, why: HangUp) {
@@ -174,8 +191,10 @@ impl Front for SmtpFront {
         self.state = self.close(Farewell::HungUp);
     }
 
-    fn into_rest(self: Box<Self>) -> Vec<u8> {
-        self.inbox.into_rest()
+    fn into_rest(mut self: Box<Self>) -> Vec<u8> {
+        let mut rest = mem::take(&mut self.mail);
+        rest.extend(self.inbox.into_rest());
+        rest
     }
 }
 
@@ -190,6 +209,7 @@ impl SmtpFront {
             | State::Discarding { .. }
             | State::Upgrading
             | State::Asking
+            | State::Sending { .. }
             | State::Granted
             | State::Over) => unmoved,
         }
@@ -211,8 +231,11 @@ impl SmtpFront {
             Command::Auth { .. } | Command::Mail if self.must_encrypt() => {
                 self.bad("530 5.7.0 Must issue a STARTTLS command first")
             }
+            Command::Auth { .. } if self.settings.without_login.is_some() => {
+                self.bad("503 5.5.1 nobody signs in here; go on with MAIL")
+            }
             Command::Auth { mechanism, initial } => self.authenticate(mechanism, initial),
-            Command::Mail => self.bad("530 5.7.0 Authentication required"),
+            Command::Mail => self.send(line),
             Command::Bdat(chunk) => {
                 let refused = self.bad("530 5.7.0 Authentication required");
                 if matches!(refused, State::Over) {
@@ -311,8 +334,41 @@ impl SmtpFront {
             return self.refused(&Refusal::BadCredentials);
         };
         let client_name = self.client_name.clone();
-        self.steps.push_back(Step::Done(Login { credentials, mechanism, client_name }));
+        self.steps.push_back(Step::Done(Login { credentials, mechanism, client_name, by_address: false }));
         State::Asking
+    }
+
+    /// A client that sends without a login has one where its address stands for it.
+    fn send(&mut self, line: &[u8]) -> State {
+        let Some(credentials) = self.settings.without_login.clone() else {
+            return self.bad("530 5.7.0 Authentication required");
+        };
+        let (client_name, mechanism) = (self.client_name.clone(), "address");
+        self.steps.push_back(Step::Done(Login { credentials, mechanism, client_name, by_address: true }));
+        State::Sending { mail: [line, b"\r\n"].concat() }
+    }
+
+    /// What MAIL may be answered (RFC 5321 §4.3.2): 451 for patience, 550 for good.
+    fn not_sent(&mut self, why: &Refusal) -> State {
+        let sentence = why.sentence();
+        match why {
+            Refusal::BadCredentials | Refusal::PasswordExpired | Refusal::ContactAdmin(_) => {
+                self.say(&format!("550 5.7.1 {sentence}"));
+            }
+            Refusal::HeldBack { .. } | Refusal::Unavailable { .. } => {
+                self.say(&format!("451 4.7.1 {sentence}"));
+            }
+            Refusal::TooManySessions => {
+                self.say(&format!("421 4.7.0 {sentence}"));
+                return self.close(Farewell::HungUp);
+            }
+        }
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals >= self.settings.max_refusals {
+            self.say("421 4.7.0 too many refused messages");
+            return self.close(Farewell::TooManyRefusals);
+        }
+        State::Ready
     }
 
     /// RFC 4954 §6: 535 asks for another password, 454 for patience.
@@ -388,7 +444,7 @@ impl SmtpFront {
         if self.settings.starttls && !self.encrypted {
             answer.push_str("250-STARTTLS\r\n");
         }
-        if !self.must_encrypt() {
+        if !self.must_encrypt() && self.settings.without_login.is_none() {
             answer.push_str("250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n");
         }
         answer.push_str("250 ENHANCEDSTATUSCODES");
