@@ -1,120 +1,64 @@
-//! Configuration in, running proxy out. Owns start, stop and the way sessions come to an end.
+//! Configuration in, running proxy out. Owns start, reload, stop and the way sessions come to an end.
 
-use std::io;
+mod doors;
+mod error;
+mod rooms;
+
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::doors::Inherited;
+use self::doors::{Open, Wanted, counted, wanted};
+pub use self::error::StartError;
+use self::rooms::{House, Leftovers, Prepared, Rooms};
+use crate::admin::status::ReloadStatus;
 use crate::admin::{self, AdminDesk};
 use crate::clock;
-use crate::config::model::{Config, Listener, Protocol, Upstream};
-use crate::ews::{self, desk::Desk};
-use crate::explain::{CauseKind, Explain, Explanation, Fault, Passes, Refusal};
-use crate::live::Live;
+use crate::config::Loaded;
+use crate::config::model::Config;
+use crate::config::problem::Problems;
+use crate::explain::Explain as _;
+use crate::live::{DoorView, Live, Now, expiry};
 use crate::seats::Seats;
-use crate::serve::hold::Holds;
-use crate::serve::listener::{Door, Visit, bind};
-use crate::serve::offer::Shown;
-use crate::serve::session;
+use crate::serve::listener::Door;
+use crate::serve::recorder::Recordings;
 use crate::serve::station::Station;
-use crate::serve::tls as front_tls;
-use crate::serve::turnstile::Turnstile;
-use crate::serve::warm::{WarmConnections, WarmSettings};
-use crate::stream::BoxIo;
-use crate::telemetry::metrics::{ListenerLabel, Metrics};
+use crate::telemetry::metrics::Metrics;
 use crate::token::broker::{Broker, BrokerSettings};
 use crate::token::managed::ManagedIdentity;
-use crate::token::request::Tokens;
-use crate::token::store::{self, StoreError};
-use crate::upstream::connector::Connector;
-use crate::upstream::https::HttpsClient;
-use crate::upstream::tls::{self as back_tls, TlsSetupError};
-use crate::way;
+use crate::token::store;
 
 /// How long sessions get to notice a hard stop.
 const HARD_STOP_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why the proxy cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A listening address cannot be had.
-    #[error("`{listener}` cannot listen on {address}: {source}")]
-    Bind {
-        /// The listener's name, or `admin`.
-        listener: String,
-        /// Where.
-        address: SocketAddr,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// Certificates or roots cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsSetupError),
-    /// The client for token requests cannot be set up.
-    #[error("token requests cannot be set up: {0}")]
-    Endpoint(String),
-    /// The token store cannot be opened.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// An EWS listener's upstream is of no use.
-    #[error("the EWS listener `{0}` cannot be served: {1}")]
-    Ews(String, String),
-}
-
-impl Explain for StartError {
-    fn explain(&self) -> Explanation {
-        let (code, remedy) = match self {
-            Self::Bind { source, address, .. } => (
-                "START-LISTEN",
-                if source.kind() == io::ErrorKind::AddrInUse {
-                    let port = address.port();
-                    format!("another program listens on port {port} already: stop it, or change `listen`")
-                } else if source.kind() == io::ErrorKind::PermissionDenied {
-                    "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE".to_owned()
-                } else {
-                    "change `listen` to an address of this machine".to_owned()
-                },
-            ),
-            Self::Tls(_) => ("START-TLS", "correct the `tls` section".to_owned()),
-            Self::Endpoint(_) => ("START-IDENTITY", "correct `outbound-proxy` and `tls`".to_owned()),
-            Self::Store(_) => ("START-STORE", "correct the `tokens` section".to_owned()),
-            Self::Ews(..) => {
-                ("START-EWS", "set its `upstream` to `https://outlook.office365.com/`".to_owned())
-            }
-        };
-        Explanation {
-            code: code.into(),
-            fault: Fault::Configuration,
-            what: self.to_string(),
-            remedy,
-            passes: Passes::Never,
-            refusal: Refusal::contact_admin(CauseKind::Application),
-        }
-    }
-}
-
 /// A running proxy.
-#[derive(Debug)]
 pub struct App {
-    config: Arc<Config>,
-    broker: Arc<Broker>,
-    metrics: Arc<Metrics>,
-    /// Listener name and address, as bound.
-    addresses: Vec<(String, SocketAddr)>,
-    admin: Vec<SocketAddr>,
-    sessions: TaskTracker,
-    /// Ends accepting; sessions end as soon as they lose nothing by it.
-    draining: CancellationToken,
-    /// Ends everything else.
+    house: House,
+    live: Arc<Live>,
+    /// Taken by a reload, so that there is one at a time.
+    state: Mutex<State>,
+    places: Arc<Semaphore>,
+    /// Ends everything that draining does not.
     stopping: CancellationToken,
+}
+
+/// What a reload changes.
+struct State {
+    config: Arc<Config>,
+    open: Vec<Open>,
+    stations: Vec<Arc<Station>>,
+    seats: Seats,
+    /// Names with sockets that were passed in.
+    inherited: Vec<(String, usize)>,
+    leftovers: Leftovers,
 }
 
 impl App {
@@ -123,269 +67,276 @@ impl App {
     /// # Errors
     /// An address, certificate or store that cannot be had.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let config = Arc::new(config);
+        Self::start_on(config, &mut Inherited::default())
+    }
+
+    /// The same, with sockets that were opened for us: each stands in for the `listen` of the listener of its
+    /// name. What is left in `inherited` has no listener.
+    ///
+    /// # Errors
+    /// An address, certificate or store that cannot be had.
+    pub fn start_on(config: Config, inherited: &mut Inherited) -> Result<Self, StartError> {
+        let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let prepared = Prepared::new(config, &draining, &stopping)?;
+        let config = Arc::clone(&prepared.config);
         let metrics = Arc::new(Metrics::default());
-        let outbound_tls = back_tls::outbound_config(&config.tls)?;
-        let acceptor = front_tls::acceptor(&config.tls)?;
-        let stopping = CancellationToken::new();
-        let connector = Arc::new(Connector::new(
-            outbound_tls.clone(),
-            config.outbound_proxies.clone(),
-            config.limits.connect_timeout,
-        ));
-        let endpoint = way::endpoint(outbound_tls, &connector, &stopping)
-            .map_err(|error| StartError::Endpoint(error.to_string()))?;
-        let settings = BrokerSettings {
-            tokens: config.tokens.clone(),
-            guard: config.guard.clone(),
-            managed_identity: ManagedIdentity::from_environment(),
-        };
-        let broker = Broker::new(settings, endpoint, store::open(&config.tokens)?, Arc::clone(&metrics));
-        let doors = bind_all(&config)?;
-        let admin = bind_admin(&config)?;
-        let app = Self {
-            addresses: doors.iter().map(|(listener, socket)| address(&listener.name, socket)).collect(),
-            admin: admin.iter().filter_map(|socket| socket.local_addr().ok()).collect(),
-            config,
+        let store = store::open(&config.tokens)?;
+        let broker =
+            Broker::new(broker_settings(&config), prepared.endpoint.clone(), store, Arc::clone(&metrics));
+        let house = House {
             broker,
             metrics,
+            recordings: Arc::new(Recordings::default()),
             sessions: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            stopping,
+            draining,
         };
-        app.open_doors(doors, &connector, acceptor.as_ref())?;
-        app.open_admin(admin);
-        tokio::spawn(Arc::clone(&app.broker).renew_forever(app.stopping.clone()));
+        let seats = Seats::new(config.limits.sessions_per_user);
+        let counts = counted(inherited);
+        let sockets = open_all(wanted(&config, &counts), inherited)?;
+        let rooms = Rooms::new(&prepared, &house, &seats, &[], &|number| first_of(&sockets, number))?;
+        let live = Arc::new(Live {
+            now: ArcSwap::from_pointee(Now {
+                config: Arc::clone(&config),
+                doors: Vec::new(),
+                expiries: Vec::new(),
+            }),
+            broker: Arc::clone(&house.broker),
+            metrics: Arc::clone(&house.metrics),
+            recordings: Arc::clone(&house.recordings),
+            started: clock::wall(),
+            draining: house.draining.clone(),
+            reload: ArcSwapOption::empty(),
+        });
+        let app = Self {
+            places: Arc::new(Semaphore::new(config.limits.sessions)),
+            house,
+            live,
+            stopping,
+            state: Mutex::new(State {
+                config: Arc::clone(&config),
+                open: Vec::new(),
+                stations: rooms.stations.clone(),
+                seats,
+                inherited: counts,
+                leftovers: prepared.leftovers(),
+            }),
+        };
+        {
+            let mut state = app.state.lock().unwrap_or_else(PoisonError::into_inner);
+            for (wish, socket) in sockets {
+                app.open(&mut state, &wish, socket, &rooms);
+            }
+            app.publish(&state);
+        }
+        rooms.learn();
+        app.house.metrics.reloaded(true, clock::wall());
+        tokio::spawn(Arc::clone(&app.house.broker).renew_forever(app.stopping.clone()));
         Ok(app)
     }
 
     /// Listener names and the addresses they are bound to.
-    pub fn addresses(&self) -> &[(String, SocketAddr)] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.live.now.load().doors.iter().map(|door| (door.name(), door.bound)).collect()
     }
 
     /// Where the status page is.
-    pub fn admin_addresses(&self) -> &[SocketAddr] {
-        &self.admin
+    pub fn admin_addresses(&self) -> Vec<SocketAddr> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.open.iter().filter(|open| open.room.is_none()).map(|open| open.bound).collect()
+    }
+
+    /// Takes a configuration that was read anew: all of it, or, where anything is wrong with it, nothing. New
+    /// connections find it; sessions keep what they have. The log and the status page tell.
+    pub fn reload(&self, read: Result<Loaded, Problems>) -> bool {
+        let outcome = match read {
+            Err(problems) => Err(problems.to_string()),
+            Ok(loaded) => {
+                for remark in &loaded.remarks {
+                    tracing::warn!(line = remark.line, remedy = remark.remedy, "{}", remark.what);
+                }
+                self.take(loaded.config).map_err(|error| {
+                    let story = error.explain();
+                    format!("{} ({}): {}", story.what, story.code, story.remedy)
+                })
+            }
+        };
+        let now = clock::wall();
+        self.house.metrics.reloaded(outcome.is_ok(), now);
+        let status = match outcome {
+            Ok(what) => {
+                tracing::info!("configuration reloaded: {what}");
+                ReloadStatus { when: now, is_taken: true, what }
+            }
+            Err(what) => {
+                for line in what.lines().filter(|line| !line.trim().is_empty()) {
+                    tracing::error!("configuration not reloaded: {line}");
+                }
+                ReloadStatus { when: now, is_taken: false, what }
+            }
+        };
+        let is_taken = status.is_taken;
+        self.live.reload.store(Some(Arc::new(status)));
+        is_taken
     }
 
     /// Stops accepting, lets sessions come to an end within `limits.drain-timeout`, then ends the rest.
-    /// A second call of `hurry` ends the wait at once.
+    /// `hurry` ends the wait at once.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        self.draining.cancel();
-        self.sessions.close();
-        let limit = self.config.limits.drain_timeout;
+        self.house.draining.cancel();
+        self.house.sessions.close();
+        let limit = self.live.now.load().config.limits.drain_timeout;
         let drained = tokio::select! {
-            biased;
-            drained = timeout(limit, self.sessions.wait()) => drained.is_ok(),
+            drained = timeout(limit, self.house.sessions.wait()) => drained.is_ok(),
             () = hurry => false,
         };
         self.stopping.cancel();
-        let left = self.sessions.len();
-        if !drained && left > 0 {
+        if !drained {
+            let left = self.house.sessions.len();
             tracing::warn!(left, "sessions are ended before they came to their end");
-            drop(timeout(HARD_STOP_LIMIT, self.sessions.wait()).await);
+            drop(timeout(HARD_STOP_LIMIT, self.house.sessions.wait()).await);
         }
     }
 
-    fn open_doors(
-        &self,
-        doors: Vec<(Arc<Listener>, TcpListener)>,
-        connector: &Arc<Connector>,
-        acceptor: Option<&TlsAcceptor>,
-    ) -> Result<(), StartError> {
-        let https = HttpsClient::new(Arc::clone(connector));
-        let places = Arc::new(Semaphore::new(self.config.limits.sessions));
-        let seats = Seats::new(self.config.limits.sessions_per_user);
-        let turnstile = Turnstile::new(&self.config.limits);
-        let holds: Arc<Holds> = Arc::default();
-        let mut warm: Vec<Arc<WarmConnections>> = Vec::new();
-        let mut stations: Vec<Arc<Station>> = Vec::new();
-        for (listener, socket) in doors {
-            let door = Door {
-                listener: Arc::clone(&listener),
-                places: Arc::clone(&places),
-                metrics: Arc::clone(&self.metrics),
-                tracker: self.sessions.clone(),
-                closing: self.draining.clone(),
-                header_limit: self.config.limits.login_timeout,
-            };
-            if listener.protocol == Protocol::Ews {
-                let visitors = Arc::new(EwsVisitors {
-                    desk: Arc::new(
-                        self.ews_desk(&listener, &https, &seats)?.listening_on(socket.local_addr().ok()),
-                    ),
-                    acceptor: listener.tls.is_implicit().then(|| acceptor.cloned()).flatten(),
-                    limit: self.config.limits.login_timeout,
-                    draining: self.draining.clone(),
-                });
-                tokio::spawn(door.keep(socket, move |visit| Arc::clone(&visitors).serve(visit)));
-                continue;
-            }
-            let known = stations.iter().find(|station| Arc::ptr_eq(&station.listener, &listener));
-            let station = known.cloned().unwrap_or_else(|| {
-                let station = Arc::new(Station {
-                    offer: Shown::new(listener.protocol),
-                    tokens: Arc::clone(&self.broker) as Arc<dyn Tokens>,
-                    connector: Arc::clone(connector),
-                    acceptor: acceptor.cloned(),
-                    seats: seats.clone(),
-                    turnstile: turnstile.clone(),
-                    holds: Arc::clone(&holds),
-                    warm: self.warm(&listener, connector, &mut warm),
-                    limits: self.config.limits.clone(),
-                    metrics: Arc::clone(&self.metrics),
-                    host_name: host_name(),
-                    draining: self.draining.clone(),
-                    wants_oauthbearer: AtomicBool::new(false),
-                    listener,
-                });
-                station.keep_up();
-                stations.push(Arc::clone(&station));
-                station
-            });
-            tokio::spawn(door.keep(socket, move |visit| session::serve(Arc::clone(&station), visit)));
+    /// Everything that can fail comes first; nothing is changed before it is through.
+    fn take(&self, config: Config) -> Result<String, StartError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.config.tokens.store != config.tokens.store {
+            return Err(StartError::NeedsRestart("tokens.store"));
         }
-        Ok(())
-    }
-
-    /// The warm connections to a listener's upstream; listeners with the same upstream share them.
-    fn warm(
-        &self,
-        listener: &Listener,
-        connector: &Arc<Connector>,
-        known: &mut Vec<Arc<WarmConnections>>,
-    ) -> Option<Arc<WarmConnections>> {
-        let Upstream::Mail(server) = &listener.upstream else { return None };
-        let limits = &self.config.limits;
-        if limits.warm_connections == 0 {
-            return None;
-        }
-        if let Some(same) = known.iter().find(|warm| warm.leads_to(listener.protocol, server)) {
-            return Some(Arc::clone(same));
-        }
-        let new = WarmConnections::new(WarmSettings {
-            protocol: listener.protocol,
-            server: server.clone(),
-            connector: Arc::clone(connector),
-            most: limits.warm_connections,
-            max_age: limits.warm_connection_age,
-            host_name: host_name(),
-            metrics: Arc::clone(&self.metrics),
-            tracker: self.sessions.clone(),
-            draining: self.draining.clone(),
-        });
-        known.push(Arc::clone(&new));
-        Some(new)
-    }
-
-    fn ews_desk(
-        &self,
-        listener: &Arc<Listener>,
-        https: &HttpsClient<ews::desk::BoxBody>,
-        seats: &Seats,
-    ) -> Result<Desk, StartError> {
-        Desk::new(
-            Arc::clone(listener),
-            Arc::clone(&self.broker) as Arc<dyn Tokens>,
-            Arc::new(https.clone()) as Arc<dyn ews::desk::Sender>,
-            seats.clone(),
-            self.config.limits.clone(),
-            Arc::clone(&self.metrics),
-        )
-        .map_err(|error| StartError::Ews(listener.name.clone(), error.to_string()))
-    }
-
-    fn open_admin(&self, sockets: Vec<TcpListener>) {
-        let desk = Arc::new(AdminDesk {
-            source: Arc::new(Live {
-                config: Arc::clone(&self.config),
-                broker: Arc::clone(&self.broker),
-                metrics: Arc::clone(&self.metrics),
-                addresses: self.addresses.clone(),
-                started: clock::wall(),
-                draining: self.draining.clone(),
-            }),
-            metrics: Arc::clone(&self.metrics),
-            listen: self.admin.clone(),
-        });
-        for socket in sockets {
-            tokio::spawn(admin::serve(socket, Arc::clone(&desk), self.stopping.clone()));
-        }
-    }
-}
-
-/// What an EWS listener does with those who come.
-struct EwsVisitors {
-    desk: Arc<Desk>,
-    acceptor: Option<TlsAcceptor>,
-    /// For the TLS handshake.
-    limit: Duration,
-    draining: CancellationToken,
-}
-
-impl EwsVisitors {
-    async fn serve(self: Arc<Self>, visit: Visit) {
-        let Visit { io, peer, place } = visit;
-        let name = &self.desk.listener.name;
-        if place.is_none() {
-            // HTTP has no word to say before it is asked
-            tracing::warn!(listener = name, %peer, "turned away: `limits.sessions` is reached");
-            return;
-        }
-        let alive = self.desk.metrics.sessions.get_or_create_owned(&ListenerLabel { listener: name.clone() });
-        alive.inc();
-        let io: Result<BoxIo, String> = match &self.acceptor {
-            None => Ok(Box::new(io)),
-            Some(acceptor) => match timeout(self.limit, acceptor.accept(io)).await {
-                Ok(Ok(io)) => Ok(Box::new(io)),
-                Ok(Err(error)) => {
-                    front_tls::report(&error, name, peer);
-                    Err(error.to_string())
-                }
-                Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
-            },
+        let prepared = Prepared::new(config, &self.house.draining, &self.stopping)?;
+        let config = Arc::clone(&prepared.config);
+        let seats = state.seats.allowing(config.limits.sessions_per_user);
+        let wishes = wanted(&config, &state.inherited);
+        let is_open = |wish: &Wanted| state.open.iter().any(|open| is_same(open, wish));
+        let (kept, new): (Vec<Wanted>, Vec<Wanted>) = wishes.into_iter().partition(is_open);
+        let sockets = open_all(new, &mut Inherited::default())?;
+        let bound = |number| {
+            let of =
+                |open: &&Open| kept.iter().any(|wish| wish.listener == Some(number) && is_same(open, wish));
+            first_of(&sockets, number).or_else(|| state.open.iter().find(of).map(|open| open.bound))
         };
-        match io {
-            Ok(io) => drop(ews::serve(io, peer, Arc::clone(&self.desk), self.draining.clone()).await),
-            Err(why) => tracing::info!(listener = name, %peer, why, "TLS with the mail client failed"),
+        let rooms = Rooms::new(&prepared, &self.house, &seats, &state.stations, &bound)?;
+
+        // from here on nothing fails
+        self.house.broker.reconfigure(broker_settings(&config), prepared.endpoint.clone());
+        self.resize(state.config.limits.sessions, config.limits.sessions);
+        let before = state.open.len();
+        let (stay, go): (Vec<Open>, Vec<Open>) = std::mem::take(&mut state.open)
+            .into_iter()
+            .partition(|open| kept.iter().any(|wish| is_same(open, wish)));
+        for open in &go {
+            open.closing.cancel();
         }
-        alive.dec();
+        for open in &stay {
+            let listener = kept.iter().find(|wish| is_same(open, wish)).and_then(|wish| wish.listener);
+            if let (Some(behind), Some(room)) =
+                (&open.room, listener.and_then(|number| rooms.all.get(number)))
+            {
+                behind.store(Arc::clone(room));
+            }
+        }
+        let told =
+            format!("{} sockets kept of {before}, {} opened, {} closed", stay.len(), sockets.len(), go.len());
+        state.open = stay;
+        for (wish, socket) in sockets {
+            self.open(&mut state, &wish, socket, &rooms);
+        }
+        state.config = config;
+        state.stations.clone_from(&rooms.stations);
+        state.seats = seats;
+        std::mem::replace(&mut state.leftovers, prepared.leftovers()).clear();
+        self.publish(&state);
+        drop(state);
+        rooms.learn();
+        Ok(told)
+    }
+
+    /// Puts a door in front of a socket, and starts to answer it.
+    fn open(&self, state: &mut State, wish: &Wanted, socket: TcpListener, rooms: &Rooms) {
+        let bound = socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let room = wish.listener.and_then(|number| rooms.all.get(number));
+        let room = room.map(|room| Arc::new(ArcSwap::new(Arc::clone(room))));
+        let trouble = Arc::default();
+        let closing = if let Some(room) = &room {
+            let door = Door {
+                room: Arc::clone(room),
+                places: Arc::clone(&self.places),
+                metrics: Arc::clone(&self.house.metrics),
+                tracker: self.house.sessions.clone(),
+                closing: self.house.draining.child_token(),
+                trouble: Arc::clone(&trouble),
+            };
+            let closing = door.closing.clone();
+            tokio::spawn(door.keep(socket));
+            closing
+        } else {
+            let closing = self.stopping.child_token();
+            let desk = AdminDesk {
+                source: Arc::clone(&self.live) as Arc<dyn admin::status::StatusSource>,
+                metrics: Arc::clone(&self.house.metrics),
+                listen: vec![bound],
+            };
+            tokio::spawn(admin::serve(socket, Arc::new(desk), closing.clone()));
+            closing
+        };
+        state.open.push(Open { key: wish.key.clone(), bound, room, closing, trouble });
+    }
+
+    /// What the status page shows from now on.
+    fn publish(&self, state: &State) {
+        let doors = state.open.iter().filter_map(|open| {
+            let room = Arc::clone(open.room.as_ref()?);
+            Some(DoorView { room, bound: open.bound, trouble: Arc::clone(&open.trouble) })
+        });
+        let (config, expiries) = (Arc::clone(&state.config), expiry::of(&state.config));
+        self.live.now.store(Arc::new(Now { config, doors: doors.collect(), expiries }));
+    }
+
+    /// `limits.sessions` has changed: where more are in than are allowed now, nobody comes in until they are
+    /// fewer.
+    fn resize(&self, from: usize, to: usize) {
+        self.places.add_permits(to.saturating_sub(from));
+        let fewer = from.saturating_sub(to);
+        let missing = fewer - self.places.forget_permits(fewer);
+        if let Ok(missing @ 1..) = u32::try_from(missing) {
+            let places = Arc::clone(&self.places);
+            tokio::spawn(async move {
+                if let Ok(given_back) = places.acquire_many_owned(missing).await {
+                    given_back.forget();
+                }
+            });
+        }
     }
 }
 
-/// How this machine calls itself, in SMTP's greeting.
-fn host_name() -> String {
-    let told = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let told = told.trim();
-    let fits = !told.is_empty() && told.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
-    if fits { told.to_owned() } else { "localhost".to_owned() }
-}
-
-fn bind_all(config: &Config) -> Result<Vec<(Arc<Listener>, TcpListener)>, StartError> {
-    let mut doors = Vec::new();
-    for listener in &config.listeners {
-        for &address in &listener.listen {
-            let socket = bind(address).map_err(|source| StartError::Bind {
-                listener: listener.name.clone(),
-                address,
-                source,
-            })?;
-            doors.push((Arc::clone(listener), socket));
-        }
+fn broker_settings(config: &Config) -> BrokerSettings {
+    BrokerSettings {
+        tokens: config.tokens.clone(),
+        guard: config.guard.clone(),
+        managed_identity: ManagedIdentity::from_environment(),
     }
-    Ok(doors)
 }
 
-fn bind_admin(config: &Config) -> Result<Vec<TcpListener>, StartError> {
-    let addresses = config.admin.iter().flat_map(|admin| &admin.listen);
-    addresses
-        .map(|&address| {
-            bind(address).map_err(|source| StartError::Bind { listener: "admin".to_owned(), address, source })
+/// The same socket, leading to the same kind of place.
+fn is_same(open: &Open, wish: &Wanted) -> bool {
+    open.key == wish.key && open.room.is_some() == wish.listener.is_some()
+}
+
+/// Where the first of a listener's new sockets is.
+fn first_of(sockets: &[(Wanted, TcpListener)], number: usize) -> Option<SocketAddr> {
+    let (_, socket) = sockets.iter().find(|(wish, _)| wish.listener == Some(number))?;
+    socket.local_addr().ok()
+}
+
+fn open_all(
+    wishes: Vec<Wanted>,
+    inherited: &mut Inherited,
+) -> Result<Vec<(Wanted, TcpListener)>, StartError> {
+    wishes
+        .into_iter()
+        .map(|wish| {
+            let socket = wish.open(inherited)?;
+            Ok((wish, socket))
         })
         .collect()
-}
-
-fn address(name: &str, socket: &TcpListener) -> (String, SocketAddr) {
-    (name.to_owned(), socket.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0))))
 }

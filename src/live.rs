@@ -1,35 +1,69 @@
 //! What the admin pages show, gathered from the running proxy at the moment somebody looks.
 
+pub mod expiry;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use self::expiry::Expiry;
 use crate::admin::status::{
-    AccountStatus, FailureStatus, ListenerStatus, Readiness, Status, StatusSource, TokenStatus,
+    AccountStatus, FailureStatus, ListenerStatus, Readiness, ReloadStatus, Status, StatusSource, TokenStatus,
     without_credentials,
 };
 use crate::clock;
 use crate::config::model::{Config, Upstream};
+use crate::serve::listener::{Room, Trouble};
+use crate::serve::recorder::Recordings;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::{AccountSnapshot, Broker};
 
 /// Handles into the running proxy.
-#[derive(Debug)]
 pub struct Live {
-    /// What it runs on.
-    pub config: Arc<Config>,
+    /// What it runs on since the start or the last reload.
+    pub now: ArcSwap<Now>,
     /// Knows the accounts.
     pub broker: Arc<Broker>,
     /// Knows the counts.
     pub metrics: Arc<Metrics>,
-    /// Listener names and bound addresses.
-    pub addresses: Vec<(String, SocketAddr)>,
+    /// Knows the failed sessions.
+    pub recordings: Arc<Recordings>,
     /// When it started.
     pub started: Timestamp,
     /// It is about to stop.
     pub draining: CancellationToken,
+    /// The last reload.
+    pub reload: ArcSwapOption<ReloadStatus>,
+}
+
+/// What a reload replaces.
+pub struct Now {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The listening sockets.
+    pub doors: Vec<DoorView>,
+    /// What ends, and when.
+    pub expiries: Vec<Expiry>,
+}
+
+/// A listening socket.
+pub struct DoorView {
+    /// What it leads to.
+    pub room: Arc<ArcSwap<Room>>,
+    /// Where it listens.
+    pub bound: SocketAddr,
+    /// Why nobody gets in.
+    pub trouble: Arc<ArcSwapOption<Trouble>>,
+}
+
+impl DoorView {
+    /// The listener's name.
+    pub fn name(&self) -> String {
+        self.room.load().listener.name.clone()
+    }
 }
 
 impl StatusSource for Live {
@@ -44,8 +78,23 @@ impl StatusSource for Live {
             accounts: self.broker.snapshot().into_iter().map(|account| shown(account, now)).collect(),
             logins: totals.logins,
             refusals: totals.refusals,
+            warnings: expiry::warnings(&self.now.load().expiries, now),
+            history: self.metrics.history(now),
+            last_reload: self.reload.load().as_deref().cloned(),
+            recordings: self.recordings.all().len(),
             outbound_proxy: self.outbound_proxies(),
         }
+    }
+
+    fn recordings(&self) -> String {
+        let all = self.recordings.all();
+        let mut text =
+            format!("# The dialogues of the last {} failed sessions, the newest first.\n", all.len());
+        for recording in all {
+            text.push('\n');
+            text.push_str(&recording.text);
+        }
+        text
     }
 
     fn readiness(&self) -> Readiness {
@@ -66,17 +115,15 @@ impl StatusSource for Live {
 
 impl Live {
     fn listeners(&self) -> Vec<ListenerStatus> {
+        let state = self.now.load();
         let of = |listener: &Arc<crate::config::model::Listener>| {
+            let doors = || state.doors.iter().filter(|door| door.name() == listener.name);
             let label = ListenerLabel { listener: listener.name.clone() };
             ListenerStatus {
                 name: listener.name.clone(),
                 protocol: listener.protocol.to_string(),
-                addresses: self
-                    .addresses
-                    .iter()
-                    .filter(|(name, _)| *name == listener.name)
-                    .map(|(_, address)| address.to_string())
-                    .collect(),
+                addresses: doors().map(|door| door.bound.to_string()).collect(),
+                trouble: doors().find_map(|door| Some(door.trouble.load().as_ref()?.what.clone())),
                 upstream: match &listener.upstream {
                     Upstream::Mail(server) => format!("{}:{}", server.host, server.port),
                     Upstream::Http(url) => without_credentials(url),
@@ -91,11 +138,12 @@ impl Live {
                     .map_or(0, |alive| u64::try_from(alive.get()).unwrap_or(0)),
             }
         };
-        self.config.listeners.iter().map(of).collect()
+        state.config.listeners.iter().map(of).collect()
     }
 
     fn outbound_proxies(&self) -> Option<String> {
-        let proxies = &self.config.outbound_proxies;
+        let state = self.now.load();
+        let proxies = &state.config.outbound_proxies;
         let shown =
             proxies.iter().map(|proxy| without_credentials(&proxy.url)).collect::<Vec<_>>().join(", ");
         (!proxies.is_empty()).then_some(shown)

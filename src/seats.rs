@@ -18,6 +18,12 @@ impl Seats {
         Self { taken: Arc::default(), most }
     }
 
+    /// The same count with another bound; who sits stays.
+    #[must_use]
+    pub fn allowing(&self, most: usize) -> Self {
+        Self { taken: Arc::clone(&self.taken), most }
+    }
+
     /// How many seats are taken, all mailboxes together.
     pub fn taken(&self) -> usize {
         self.taken.iter().map(|entry| *entry.value()).sum()

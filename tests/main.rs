@@ -11,6 +11,7 @@
     reason = "a test that cannot go on ends, and the clock is its own"
 )]
 
+mod browser;
 mod clients;
 mod command_line;
 mod config;
@@ -21,6 +22,7 @@ mod grants;
 mod hostile;
 mod house;
 mod legacy;
+mod operating;
 mod passwords;
 mod peers;
 mod proxies;

@@ -130,6 +130,27 @@ fn a_transcript_that_is_wrong_is_noticed() {
     }
 }
 
+/// Replays every transcript in the text of a recording; gives how many there were, and what differs.
+pub fn replay_recording(recording: &str) -> (usize, String) {
+    let (mut count, mut broken) = (0, String::new());
+    for part in recording.split("# transcript: ").skip(1) {
+        let (directory, text) = part.split_once('\n').unwrap();
+        // the next recording's heading is a comment
+        let script = Script::parse(directory, text);
+        for slice in [usize::MAX, 1, 7] {
+            let heard = script.replay(directory, slice);
+            if heard != script.events {
+                let (expected, heard) = (shown(&script.events), shown(&heard));
+                writeln!(broken, "\n{directory} in {slice}\n--- recorded\n{expected}--- heard\n{heard}")
+                    .unwrap();
+                break;
+            }
+        }
+        count += 1;
+    }
+    (count, broken)
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts")
 }

@@ -1,7 +1,7 @@
 //! The admin pages: health, metrics and status, read-only, on an address of their own.
 //!
 //! `/healthz` is the process alive · `/readyz` can mail clients be served · `/metrics` OpenMetrics ·
-//! `/` the status page · `/status.json` the same for machines.
+//! `/recordings` the dialogues of failed sessions · `/` the status page · `/status.json` the same for machines.
 //!
 //! Never: changes anything, shows a token or a password, answers to a host name that is not ours, lets
 //! another site read along, runs a script.
@@ -123,6 +123,7 @@ fn respond<B>(desk: &AdminDesk, request: &Request<B>) -> Response<Full<Bytes>> {
         "/" => page::html(&desk.source.status(), request.uri().query() == Some("still")),
         "/style.css" => page::style(),
         "/status.json" => page::json(&desk.source.status()),
+        "/recordings" => Reply::text(StatusCode::OK, desk.source.recordings().trim_end()),
         "/healthz" => health::alive(),
         "/readyz" => health::ready(&desk.source.readiness()),
         "/metrics" => health::metrics(&desk.metrics),

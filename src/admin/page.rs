@@ -9,15 +9,15 @@ use http::StatusCode;
 use jiff::Timestamp;
 
 use super::reply::Reply;
-use super::status::{AccountStatus, ListenerStatus, Status};
+use super::status::{AccountStatus, ListenerStatus, ReloadStatus, Status};
 
 /// How often the page asks again, in seconds.
 const REFRESH: u32 = 30;
 
 /// The look: the system's own font and colours, in light and dark.
 const STYLE: &str = "\
-:root{color-scheme:light dark;--line:#ccc;--soft:#555;--bad:#a40000;--card:#f6f6f4}
-@media (prefers-color-scheme:dark){:root{--line:#444;--soft:#aaa;--bad:#ff8a80;--card:#1d1f21}}
+:root{color-scheme:light dark;--line:#ccc;--soft:#555;--bad:#a40000;--well:#2a7d4f;--card:#f6f6f4}
+@media (prefers-color-scheme:dark){:root{--line:#444;--soft:#aaa;--bad:#ff8a80;--well:#6fcf97;--card:#1d1f21}}
 body{font:1rem/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem}
 h1{font-size:1.4rem;margin:0}
 p{margin:.3rem 0}
@@ -33,6 +33,12 @@ thead th{color:var(--soft);font-weight:400;font-size:.85rem;border:0}
 tbody th{font-weight:600}
 .bad{color:var(--bad)}
 .soft{color:var(--soft)}
+.warn{border-left:.3rem solid var(--bad);padding-left:.6rem}
+figure{margin:1rem 0}
+svg{display:block;width:100%;height:5rem;background:var(--card);border-radius:.4rem}
+.well{fill:var(--well)}
+.ill{fill:var(--bad)}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0}
 ";
 
 /// The page. `still`: it does not ask again by itself.
@@ -75,8 +81,10 @@ fn document(out: &mut String, status: &Status, still: bool) -> fmt::Result {
     };
     writeln!(
         out,
-        "<p class=\"soft\">{} · {refresh} · <a href=\"/status.json\">JSON</a></p>",
-        When(status.now)
+        "<p class=\"soft\">{} · {refresh} · <a href=\"/status.json\">JSON</a> · \
+         <a href=\"/recordings\">{}</a></p>",
+        When(status.now),
+        counted(status.recordings as u64, "recording")
     )?;
     out.push_str("</header>\n<main>\n<dl>\n");
     fact(out, "Version", &status.version)?;
@@ -85,10 +93,66 @@ fn document(out: &mut String, status: &Status, still: bool) -> fmt::Result {
     fact(out, "Refusals", &status.refusals.to_string())?;
     fact(out, "Outbound proxy", status.outbound_proxy.as_deref().unwrap_or("none"))?;
     out.push_str("</dl>\n");
+    for warning in &status.warnings {
+        writeln!(out, "<p class=\"warn\"><strong class=\"bad\">Soon:</strong> {}</p>", Escaped(warning))?;
+    }
+    if let Some(reload) = &status.last_reload {
+        last_reload(out, reload, status.now)?;
+    }
+    chart(out, &status.history)?;
     listeners(out, &status.listeners)?;
     accounts(out, &status.accounts, status.now)?;
     out.push_str("</main>\n</body>\n</html>\n");
     Ok(())
+}
+
+fn last_reload(out: &mut String, reload: &ReloadStatus, now: Timestamp) -> fmt::Result {
+    let ago = Span::between(reload.when, now);
+    if reload.is_taken {
+        return writeln!(out, "<p>Configuration reloaded {ago} ago: {}</p>", Escaped(&reload.what));
+    }
+    writeln!(
+        out,
+        "<div class=\"warn\"><strong class=\"bad\">The configuration was not reloaded</strong> {ago} ago; \
+         the one before is in force.<pre>{}</pre></div>",
+        Lines(&reload.what)
+    )
+}
+
+/// Logins above, refusals on top of them; one bar a minute.
+fn chart(out: &mut String, history: &[(u32, u32)]) -> fmt::Result {
+    const HEIGHT: u64 = 100;
+    let most = history.iter().map(|(well, ill)| u64::from(*well) + u64::from(*ill)).max().unwrap_or(0).max(1);
+    let sum = |pick: fn(&(u32, u32)) -> u32| history.iter().map(|bar| u64::from(pick(bar))).sum::<u64>();
+    let (logins, refusals) = (sum(|bar| bar.0), sum(|bar| bar.1));
+    let words = format!(
+        "{} and {} in the last hour; at most {most} in a minute",
+        counted(logins, "login"),
+        counted(refusals, "refusal")
+    );
+    writeln!(
+        out,
+        "<figure>\n<svg viewBox=\"0 0 {} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{words}\">",
+        history.len().max(1) * 10
+    )?;
+    for (minute, (well, ill)) in history.iter().enumerate() {
+        let (well, ill) = (u64::from(*well) * HEIGHT / most, u64::from(*ill) * HEIGHT / most);
+        let x = minute * 10 + 1;
+        for (class, height, y) in [("well", well, HEIGHT - well), ("ill", ill, HEIGHT - well - ill)] {
+            if height > 0 {
+                writeln!(
+                    out,
+                    "<rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"8\" height=\"{height}\"/>"
+                )?;
+            }
+        }
+    }
+    writeln!(out, "</svg>\n<figcaption class=\"soft\">{words}</figcaption>\n</figure>")
+}
+
+/// `1 login`, `2 logins`.
+fn counted(number: u64, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
 fn fact(out: &mut String, name: &str, value: &str) -> fmt::Result {
@@ -105,7 +169,15 @@ fn listeners(out: &mut String, listeners: &[ListenerStatus]) -> fmt::Result {
             Some(note) => cell(out, &format!("{} ({note})", listener.upstream))?,
             None => cell(out, &listener.upstream)?,
         }
-        cell(out, &listener.sessions.to_string())?;
+        match &listener.trouble {
+            None => cell(out, &listener.sessions.to_string())?,
+            Some(trouble) => write!(
+                out,
+                "<td>{} <strong class=\"bad\">nobody gets in: {}</strong></td>",
+                listener.sessions,
+                Escaped(trouble)
+            )?,
+        }
         out.push_str("</tr>\n");
     }
     end(out, listeners.is_empty(), 5)
@@ -196,6 +268,18 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+/// The same for text of several lines.
+struct Lines<'a>(&'a str);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.0.lines() {
+            writeln!(f, "{}", Escaped(line))?;
+        }
+        Ok(())
+    }
+}
+
 /// A point in time, for people and machines.
 struct When(Timestamp);
 
@@ -238,12 +322,15 @@ mod tests {
         let mut status = status();
         status.outbound_proxy = Some(evil.to_owned());
         status.version = evil.to_owned();
+        status.warnings = vec![evil.to_owned()];
+        status.last_reload.as_mut().unwrap().what = evil.to_owned();
         for listener in &mut status.listeners {
             listener.note = Some("<b>".to_owned());
             for field in [&mut listener.name, &mut listener.protocol, &mut listener.upstream] {
                 evil.clone_into(field);
             }
             listener.addresses = vec![evil.to_owned()];
+            listener.trouble = Some(evil.to_owned());
         }
         for account in &mut status.accounts {
             for field in [&mut account.user, &mut account.application, &mut account.grant] {
@@ -258,8 +345,8 @@ mod tests {
         assert!(page.contains(" (&lt;b&gt;)") && !page.contains("<b>"));
         assert!(!page.contains("<script") && !page.contains('\u{202e}') && !page.contains('\u{1b}'));
         let escaped = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;&amp;\u{fffd}\u{fffd}";
-        // 2 facts, 4 cells of a listener, 3 cells and 3 parts of the failure of an account
-        assert_eq!(page.matches(escaped).count(), 2 + 4 + 6);
+        // 2 facts, a warning, a reload, 5 cells of a listener, 3 cells and 3 parts of the failure of an account
+        assert_eq!(page.matches(escaped).count(), 2 + 1 + 1 + 5 + 6);
     }
 
     #[test]
@@ -281,7 +368,12 @@ mod tests {
             "<dt>Logins</dt><dd>41</dd>",
             "<dt>Refusals</dt><dd>7</dd>",
             "http://proxy.contoso.com:3128",
-            "<th scope=\"row\">imap</th><td>imap</td><td>127.0.0.1:1143</td><td>outlook.office365.com:993</td><td>3</td>",
+            "<th scope=\"row\">imap</th><td>imap</td><td>127.0.0.1:1143</td><td>outlook.office365.com:993</td><td>3 <strong",
+            "nobody gets in: Too many open files",
+            "the certificate `server.pem` ends in 9 days",
+            "unknown key `lisen`",
+            "120 logins and 1 refusal in the last hour; at most 4 in a minute",
+            "2 recordings",
             "alice@contoso.com",
             "10 min old, good for 50 min",
             "AADSTS50076",

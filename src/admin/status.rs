@@ -11,6 +11,8 @@ pub trait StatusSource: Send + Sync {
     fn status(&self) -> Status;
     /// Whether mail clients can be served.
     fn readiness(&self) -> Readiness;
+    /// The dialogues of the last failed sessions, as transcripts without secrets.
+    fn recordings(&self) -> String;
 }
 
 /// Whether mail clients can be served.
@@ -40,6 +42,14 @@ pub struct Status {
     pub logins: u64,
     /// Logins that were refused, since the start.
     pub refusals: u64,
+    /// What will end soon, or has ended: certificates, EWS.
+    pub warnings: Vec<String>,
+    /// Logins and refusals of the last hour by minute, the oldest first.
+    pub history: Vec<(u32, u32)>,
+    /// The last time that the configuration was read anew.
+    pub last_reload: Option<ReloadStatus>,
+    /// Failed sessions whose dialogue was kept: `/recordings`.
+    pub recordings: usize,
     /// The corporate proxy as [`without_credentials`] shows it.
     pub outbound_proxy: Option<String>,
 }
@@ -60,6 +70,20 @@ pub struct ListenerStatus {
     pub note: Option<String>,
     /// Sessions alive now.
     pub sessions: u64,
+    /// Why nobody gets in just now.
+    pub trouble: Option<String>,
+}
+
+/// How a reload went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReloadStatus {
+    /// When.
+    pub when: Timestamp,
+    /// Whether the configuration was taken; if not, the one before is in force.
+    pub is_taken: bool,
+    /// What changed, or everything that is wrong.
+    pub what: String,
 }
 
 /// One account.

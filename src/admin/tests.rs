@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::status::{
-    AccountStatus, FailureStatus, ListenerStatus, Readiness, Status, StatusSource, TokenStatus,
+    AccountStatus, FailureStatus, ListenerStatus, Readiness, ReloadStatus, Status, StatusSource, TokenStatus,
 };
 use super::{AdminDesk, serve};
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
@@ -29,6 +29,7 @@ pub(super) fn status() -> Status {
             upstream: "outlook.office365.com:993".to_owned(),
             note: None,
             sessions: 3,
+            trouble: Some("Too many open files".to_owned()),
         }],
         accounts: vec![AccountStatus {
             user: "alice@contoso.com".to_owned(),
@@ -45,6 +46,14 @@ pub(super) fn status() -> Status {
                 when: time("2026-11-24T11:00:00Z"),
             }),
         }],
+        warnings: vec!["the certificate `server.pem` ends in 9 days".to_owned()],
+        history: (0..60).map(|minute| (minute % 5, u32::from(minute == 30))).collect(),
+        last_reload: Some(ReloadStatus {
+            when: time("2026-11-24T11:30:00Z"),
+            is_taken: false,
+            what: "proxy.yaml:3:1: unknown key `lisen`".to_owned(),
+        }),
+        recordings: 2,
         logins: 41,
         refusals: 7,
         outbound_proxy: Some("http://proxy.contoso.com:3128".to_owned()),
@@ -59,6 +68,10 @@ struct Source {
 impl StatusSource for Source {
     fn status(&self) -> Status {
         status()
+    }
+
+    fn recordings(&self) -> String {
+        "# one\n".to_owned()
     }
 
     fn readiness(&self) -> Readiness {

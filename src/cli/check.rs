@@ -258,6 +258,13 @@ fn settings(text: &mut String, config: &Config) {
     };
     line(text, "admin", &admin);
     line(text, "log", &config.log.level);
+    let run = &config.run;
+    if let Some(file) = &run.pid_file {
+        line(text, "pid file", &file.display().to_string());
+    }
+    if run.reload_on_change {
+        line(text, "reload", "when a file has changed");
+    }
 }
 
 fn line(text: &mut String, name: &str, value: &str) {

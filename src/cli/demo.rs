@@ -140,7 +140,8 @@ impl Stage {
     }
 
     fn address(&self, name: &str) -> SocketAddr {
-        let found = self.app.addresses().iter().find(|(known, _)| known == name);
+        let addresses = self.app.addresses();
+        let found = addresses.iter().find(|(known, _)| known == name);
         found.map_or(SocketAddr::from(([127, 0, 0, 1], 0)), |(_, address)| *address)
     }
 

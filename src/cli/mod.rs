@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use self::out::Out;
 use crate::config::model::Config;
 
+pub mod ask;
 pub mod certificate;
 pub mod check;
 pub mod demo;
@@ -21,9 +22,11 @@ pub mod init;
 pub mod login;
 mod loopback;
 pub mod out;
+pub mod pid_file;
 pub mod reference;
 pub mod run;
 pub mod schema;
+mod service;
 pub mod setup_script;
 pub mod tokens;
 
@@ -84,6 +87,14 @@ enum Command {
         #[arg(long, conflicts_with = "text")]
         all: bool,
     },
+    /// Have the running proxy read its configuration, certificates and secrets anew (needs `run.pid-file`)
+    Reload,
+    /// Ask the running proxy whether it can serve mail clients: exit code 0 or 1, for container probes
+    Healthcheck,
+    /// Print the dialogues of the last failed sessions of the running proxy, without their secrets
+    Recordings,
+    /// Collect what somebody who helps needs to see into a folder: no password, no token
+    SupportBundle(ask::BundleArguments),
     /// Write a configuration file: five questions, or flags
     Init(init::InitArguments),
     /// Print the PowerShell that prepares the tenant: application, permissions, consent, mailbox
@@ -128,6 +139,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ended(explain::page(out.writers().0).map(|()| ExitCode::SUCCESS))
         }
         Command::Explain { text, .. } => ended(explain::run(&text.join(" "), out.writers().0)),
+        Command::Reload => pid_file::reload(&config, &mut out),
+        Command::Healthcheck => ask::healthcheck(&config, &mut out),
+        Command::Recordings => ask::recordings(&config, &mut out),
+        Command::SupportBundle(wishes) => ask::support_bundle(wishes, &config, &mut out),
         Command::Init(wishes) => init::init(&config, &wishes, &mut std::io::stdin().lock(), &mut out),
         Command::SetupScript(wishes) => setup_script::setup_script(&config, &wishes, &mut out),
         Command::Certificate(wishes) => certificate::certificate(&config, &wishes, &mut out),

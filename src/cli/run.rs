@@ -1,15 +1,31 @@
 //! `mailkey run`: serves the listeners of the configuration file until told to stop.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 
 use super::out::Out;
+use super::pid_file::PidFile;
+use super::service;
 use super::{FAILED, MISUSED};
-use crate::app::App;
+use crate::app::{App, Inherited, StartError};
+use crate::clock;
 use crate::config;
+use crate::config::Loaded;
 use crate::config::model::{Config, LogFormat};
 use crate::explain::Explain as _;
 use crate::telemetry::log;
+
+/// How often files are looked at with `run.reload-on-change`. A change is taken once it has stood this long:
+/// whoever writes two files gets one reload.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How often an address in use is tried again with `run.bind-retry`.
+const BIND_AGAIN: Duration = Duration::from_millis(500);
 
 /// Loads, starts, serves, stops.
 pub fn run(path: &Path, out: &mut Out) -> ExitCode {
@@ -20,7 +36,7 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
             return ExitCode::from(MISUSED);
         }
     };
-    let config = loaded.config;
+    let config = &loaded.config;
     if let Err(error) = log::start(&config.log.level, config.log.format == LogFormat::Json) {
         out.error(format_args!("logging cannot start: {error}"));
         return ExitCode::from(MISUSED);
@@ -29,6 +45,14 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         tracing::warn!(line = remark.line, remedy = remark.remedy, "{}", remark.what);
     }
     raise_descriptor_limit();
+    forbid_core_dumps();
+    let _pid_file = match config.run.pid_file.as_deref().map(PidFile::take).transpose() {
+        Ok(pid_file) => pid_file,
+        Err(error) => {
+            out.error(error);
+            return ExitCode::from(FAILED);
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -36,7 +60,7 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(loaded, path))
 }
 
 /// The process's environment, for `${NAME}` in the configuration.
@@ -44,8 +68,16 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-async fn serve(config: Config) -> ExitCode {
-    let app = match App::start(config) {
+async fn serve(loaded: Loaded, path: &Path) -> ExitCode {
+    // from the first moment on, a signal ends or reloads the proxy in good order
+    let mut orders = orders();
+    let Loaded { config, files, .. } = loaded;
+    let watches = config.run.reload_on_change;
+    let started = tokio::select! {
+        started = start(config) => started,
+        () = stop_ordered(&mut orders) => return ExitCode::SUCCESS,
+    };
+    let app = match started {
         Ok(app) => app,
         Err(error) => {
             let story = error.explain();
@@ -53,33 +85,163 @@ async fn serve(config: Config) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
+    tell_addresses(&app);
+    service::ready();
+    let alive = tokio::spawn(service::watchdog());
+    let mut looked = Looked::new(path, files);
+    loop {
+        let order = tokio::select! {
+            order = orders.recv() => order.unwrap_or(Order::Stop),
+            () = looked.change(), if watches => Order::Reload,
+        };
+        if order == Order::Stop {
+            break;
+        }
+        service::reloading();
+        let read = config::load(path, &environment);
+        let files = read.as_ref().map(|loaded| loaded.files.clone()).ok();
+        if app.reload(read) {
+            tell_addresses(&app);
+        }
+        // a broken file is watched too, and whatever the one before it named
+        looked.again(path, files);
+        service::ready();
+    }
+    service::stopping();
+    tracing::info!("stopping: no new sessions, those that are open come to their end");
+    app.stop(stop_ordered(&mut orders)).await;
+    alive.abort();
+    tracing::info!("stopped");
+    ExitCode::SUCCESS
+}
+
+fn tell_addresses(app: &App) {
     for (listener, address) in app.addresses() {
         tracing::info!(listener, %address, "listening");
     }
     for address in app.admin_addresses() {
         tracing::info!("status page at http://{address}/");
     }
-    asked_to_stop().await;
-    tracing::info!("stopping: no new sessions, those that are open come to their end");
-    app.stop(asked_to_stop()).await;
-    tracing::info!("stopped");
-    ExitCode::SUCCESS
+}
+
+/// Starts; an address that is in use is waited for as long as `run.bind-retry` says.
+async fn start(config: Config) -> Result<App, StartError> {
+    let mut inherited = Inherited(service::sockets());
+    let deadline = clock::now() + config.run.bind_retry;
+    loop {
+        match App::start_on(config.clone(), &mut inherited) {
+            Err(StartError::Bind { source, listener, address })
+                if source.kind() == io::ErrorKind::AddrInUse && clock::now() + BIND_AGAIN < deadline =>
+            {
+                tracing::warn!(listener, %address, "in use; trying on for a while");
+                sleep(BIND_AGAIN).await;
+            }
+            started => {
+                for (name, _) in &inherited.0 {
+                    tracing::warn!(name, "a socket was passed in for which there is no listener");
+                }
+                return started;
+            }
+        }
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Stop,
+    Reload,
+}
+
+/// Signals, one after the other: none is lost while another is carried out.
+fn orders() -> mpsc::Receiver<Order> {
+    let (sender, orders) = mpsc::channel(8);
+    let ctrl_c = sender.clone();
+    tokio::spawn(async move {
+        while tokio::signal::ctrl_c().await.is_ok() && ctrl_c.send(Order::Stop).await.is_ok() {}
+    });
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        for (kind, order) in [(SignalKind::terminate(), Order::Stop), (SignalKind::hangup(), Order::Reload)] {
+            let sender = sender.clone();
+            match signal(kind) {
+                Ok(mut signals) => drop(tokio::spawn(async move {
+                    while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
+                })),
+                Err(error) => tracing::warn!(%error, "a signal cannot be waited for"),
+            }
+        }
+    }
+    orders
+}
+
+async fn stop_ordered(orders: &mut mpsc::Receiver<Order>) {
+    while orders.recv().await.is_some_and(|order| order != Order::Stop) {}
 }
 
 /// Ctrl-C, or SIGTERM where there is such a thing.
 pub async fn asked_to_stop() {
+    stop_ordered(&mut orders()).await;
+}
+
+/// The files of the configuration, as they were when they were last looked at.
+struct Looked {
+    files: Vec<PathBuf>,
+    state: Vec<Option<FileState>>,
+    at: Instant,
+}
+
+/// What changes when a file is written or replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileState {
+    modified: Option<std::time::SystemTime>,
+    size: u64,
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
+    inode: u64,
+}
+
+impl Looked {
+    fn new(path: &Path, files: Vec<PathBuf>) -> Self {
+        let mut looked = Self { files: Vec::new(), state: Vec::new(), at: clock::now() };
+        looked.again(path, Some(files));
+        looked
+    }
+
+    fn again(&mut self, path: &Path, files: Option<Vec<PathBuf>>) {
+        if let Some(files) = files {
+            self.files = files;
+            self.files.push(path.to_owned());
+        }
+        self.state = states(&self.files);
+        self.at = clock::now();
+    }
+
+    /// Comes back when a file has changed and stood still for a moment.
+    async fn change(&mut self) {
+        let mut before = self.state.clone();
+        loop {
+            sleep(LOOK_EVERY).await;
+            let now = states(&self.files);
+            if now != self.state && now == before {
+                return;
             }
-            return;
+            before = now;
         }
     }
-    drop(tokio::signal::ctrl_c().await);
+}
+
+fn states(files: &[PathBuf]) -> Vec<Option<FileState>> {
+    let state = |file: &PathBuf| {
+        let facts = std::fs::metadata(file).ok()?;
+        Some(FileState {
+            modified: facts.modified().ok(),
+            size: facts.len(),
+            #[cfg(unix)]
+            inode: std::os::unix::fs::MetadataExt::ino(&facts),
+        })
+    };
+    files.iter().map(state).collect()
 }
 
 /// A session takes two descriptors; the soft limit of many systems is 1,024.
@@ -87,5 +249,19 @@ fn raise_descriptor_limit() {
     #[cfg(unix)]
     if let Err(error) = rlimit::increase_nofile_limit(1 << 20) {
         tracing::debug!(%error, "the limit on open files stays as it is");
+    }
+}
+
+/// Memory holds passwords for moments and tokens for an hour: neither belongs into a file of the system, nor
+/// to a debugger of the same user.
+fn forbid_core_dumps() {
+    #[cfg(unix)]
+    if let Err(error) = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0) {
+        tracing::warn!(%error, "core dumps cannot be switched off");
+    }
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%error, "the process stays open to debuggers");
     }
 }

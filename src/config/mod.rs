@@ -22,7 +22,7 @@ mod schema;
 pub use schema::schema;
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model::Config;
 use problem::{Problem, Problems, Severity};
@@ -37,6 +37,8 @@ pub struct Loaded {
     pub config: Config,
     /// What the administrator should know all the same; print with [`Problem::in_file`].
     pub remarks: Vec<Problem>,
+    /// Every file that it names: certificates, keys, secrets.
+    pub files: Vec<PathBuf>,
 }
 
 /// Reads a configuration file, of at most 1 MiB. Relative paths in it start at its directory; `env` gives the
@@ -106,13 +108,14 @@ pub fn parse(
             config
         }
     };
+    let files = reader.files();
     let findings = reader.into_findings().into_iter().map(|(place, problem)| {
         let excerpt = source.excerpt(place, resolve::shows);
         Problem { excerpt, ..problem }
     });
     let (list, remarks): (Vec<_>, Vec<_>) = findings.partition(|found| found.severity == Severity::Problem);
     match config {
-        Some(config) if list.is_empty() => Ok(Loaded { config, remarks }),
+        Some(config) if list.is_empty() => Ok(Loaded { config, remarks, files }),
         Some(_) | None => Err(Problems { file: name.to_owned(), list }),
     }
 }

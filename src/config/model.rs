@@ -30,6 +30,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Log output.
     pub log: Log,
+    /// The process itself.
+    pub run: Run,
 }
 
 /// What is spoken on a listener.
@@ -776,6 +778,17 @@ pub struct Log {
     pub level: String,
     /// How lines look.
     pub format: LogFormat,
+}
+
+/// The process itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Where the process writes its number, for `mailkey reload`. Locked while it lives.
+    pub pid_file: Option<PathBuf>,
+    /// Whether a changed file is taken without being told.
+    pub reload_on_change: bool,
+    /// How long a start waits for an address that is in use.
+    pub bind_retry: Duration,
 }
 
 /// How log lines look.

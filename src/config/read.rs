@@ -22,7 +22,7 @@ const MAX_SECRET_FILE: u64 = 64 * 1024;
 const MAX_REPEATED: usize = 60;
 
 /// Where container platforms mount secrets for one container alone, with modes that nobody chooses.
-const PLATFORM_SECRETS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
+const PLATFORM_SECRETS: [&str; 3] = ["/run/secrets", "/var/run/secrets", "/run/credentials"];
 
 /// A value with the place it was read from.
 #[derive(Clone, Debug)]
@@ -37,6 +37,7 @@ pub(super) struct Reader<'a> {
     /// Relative paths start here.
     pub(super) base: &'a Path,
     findings: RefCell<Vec<(Place, Problem)>>,
+    files: RefCell<Vec<PathBuf>>,
 }
 
 /// A map whose keys have been checked.
@@ -59,10 +60,15 @@ impl<'n> Section<'n> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(env: &'a dyn Fn(&str) -> Option<String>, base: &'a Path) -> Self {
-        Self { env, base, findings: RefCell::default() }
+        Self { env, base, findings: RefCell::default(), files: RefCell::default() }
     }
 
     /// Everything that was found, in the file's order, nothing twice.
+    /// The files that the configuration has named so far.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.files.borrow().clone()
+    }
+
     pub(super) fn into_findings(self) -> Vec<(Place, Problem)> {
         let mut findings = self.findings.into_inner();
         findings.sort_by_key(|(place, _)| (place.line, place.column));
@@ -346,6 +352,7 @@ impl<'a> Reader<'a> {
     /// A file that is there. Relative paths start at the configuration file.
     pub(super) fn file(&self, node: &Node) -> Option<At<PathBuf>> {
         let path = self.path(node)?;
+        self.files.borrow_mut().push(path.value.clone());
         self.is_file(&path, node).then_some(path)
     }
 

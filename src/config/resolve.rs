@@ -11,7 +11,7 @@ use url::Url;
 
 use super::model::{
     Account, Admin, Application, BackTls, Config, EnvelopeSender, EwsSettings, FixedAccount, FrontTls, Grant,
-    Guard, KeySource, Limits, Listener, Log, LogFormat, MailServer, Protocol, Store, Template, Tls,
+    Guard, KeySource, Limits, Listener, Log, LogFormat, MailServer, Protocol, Run, Store, Template, Tls,
     TlsVersion, Tokens, Upstream, UserPattern,
 };
 use super::oauth::{self, Cloud, OAuth, Provider};
@@ -21,7 +21,7 @@ use super::raw::{Kind, Node, Place};
 use super::read::{At, Reader, Section, is_harmless, is_loopback, shown};
 use crate::secret::{MAX_USER, Secret};
 
-pub(super) const TOP_KEYS: [&str; 11] = [
+pub(super) const TOP_KEYS: [&str; 12] = [
     "oauth",
     "listeners",
     "accounts",
@@ -33,6 +33,7 @@ pub(super) const TOP_KEYS: [&str; 11] = [
     "limits",
     "admin",
     "log",
+    "run",
 ];
 
 pub(super) const LISTENER_KEYS: [&str; 15] = [
@@ -93,6 +94,7 @@ pub(super) const LIMIT_KEYS: [&str; 13] = [
     "refusals-per-session",
 ];
 
+pub(super) const RUN_KEYS: [&str; 3] = ["pid-file", "reload-on-change", "bind-retry"];
 pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
 pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
 
@@ -106,10 +108,11 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// none in disguise. With an empty value: whether anything below the key may be shown.
 pub(super) fn shows(key: &str, value: &str) -> bool {
     const SECRET: [&str; 5] = ["client-secret", "password", "password-hash", "key", "store-password"];
-    const SECTIONS: [&str; 7] = ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log"];
+    const SECTIONS: [&str; 8] =
+        ["oauth", "outbound-proxy", "tokens", "guard", "limits", "admin", "log", "run"];
     const ADDRESSES: [&str; 7] =
         ["user", "login", "mailbox", "mailbox-smtp", "ews-mailboxes", "fixed-account", "username"];
-    let known: [&[&str]; 11] = [
+    let known: [&[&str]; 12] = [
         &TOP_KEYS,
         &LISTENER_KEYS,
         &ACCOUNT_KEYS,
@@ -117,6 +120,7 @@ pub(super) fn shows(key: &str, value: &str) -> bool {
         &TOKEN_KEYS,
         &GUARD_KEYS,
         &LIMIT_KEYS,
+        &RUN_KEYS,
         &proxy::KEYS,
         &oauth::KEYS,
         &ADMIN_KEYS,
@@ -222,6 +226,7 @@ pub(super) fn resolve(reader: &Reader<'_>, root: &Node) -> Option<Config> {
         admin: admin
             .map(|listen| Admin { listen: listen.into_iter().map(|address| address.value).collect() }),
         log: log(reader, top.get("log")),
+        run: run(reader, top.get("run")),
     })
 }
 
@@ -1196,6 +1201,20 @@ fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
         log.format = format.value;
     }
     log
+}
+
+fn run(reader: &Reader<'_>, node: Option<&Node>) -> Run {
+    let Some(section) = node.and_then(|node| reader.section(node, "run", &RUN_KEYS)) else {
+        return Run::default();
+    };
+    Run {
+        pid_file: section.get("pid-file").and_then(|node| reader.path(node)).map(|path| path.value),
+        reload_on_change: section
+            .get("reload-on-change")
+            .and_then(|node| reader.flag(node))
+            .unwrap_or_default(),
+        bind_retry: section.get("bind-retry").and_then(|node| reader.duration(node)).unwrap_or_default(),
+    }
 }
 
 /// Says of listeners towards Exchange Online when EWS ends there.

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
+use super::recorder::{Recorder, Tape, report};
 use crate::config::model::MailServer;
 use crate::protocol::machine::{Back, BackError, Farewell, Front, Login, Step, Welcome};
 use crate::stream::{BoxIo, OnSide as _, Side, SideError};
@@ -39,32 +40,42 @@ pub async fn front(
     dialogue: &mut dyn Front,
     io: &mut BoxIo,
     acceptor: Option<&TlsAcceptor>,
+    recorder: &mut Recorder,
 ) -> Result<Heard, SideError> {
     let mut out = Vec::new();
     let mut chunk = Zeroizing::new(Vec::new());
     loop {
         match dialogue.step() {
-            Step::Write(bytes) => append(&mut out, bytes),
+            Step::Write(bytes) => {
+                recorder.front.said(&bytes);
+                append(&mut out, bytes);
+            }
             Step::Read => {
+                recorder.settle();
                 send(io, &mut out).await.on(Side::Front)?;
                 if receive(io, &mut chunk).await.on(Side::Front)? == 0 {
                     return Ok(Heard::Left);
                 }
+                recorder.front.heard(&chunk);
                 dialogue.feed(&chunk);
             }
             Step::StartTls => {
+                recorder.front.note("=  starttls");
                 send(io, &mut out).await.on(Side::Front)?;
                 let acceptor = acceptor.ok_or_else(|| io::Error::other("no certificate is configured"));
                 let acceptor = acceptor.on(Side::Front)?;
                 let plain = mem::replace(io, Box::new(tokio::io::empty()));
                 *io = Box::new(acceptor.accept(plain).await.on(Side::Front)?);
+                recorder.front.note(">  secured");
                 dialogue.secured();
             }
             Step::Done(login) => {
+                recorder.login(&login);
                 send(io, &mut out).await.on(Side::Front)?;
                 return Ok(Heard::Login(login));
             }
             Step::Close(farewell) => {
+                recorder.front.note(format!("=  close {farewell:?}"));
                 send(io, &mut out).await.on(Side::Front)?;
                 // the goodbye is out; a client that is gone already loses nothing by this failing
                 drop(io.shutdown().await);
@@ -78,9 +89,10 @@ pub async fn front(
 ///
 /// # Errors
 /// The client's socket breaks.
-pub async fn say(dialogue: &mut dyn Front, io: &mut BoxIo) -> Result<(), SideError> {
+pub async fn say(dialogue: &mut dyn Front, io: &mut BoxIo, recorder: &mut Recorder) -> Result<(), SideError> {
     let mut out = Vec::new();
     while let Step::Write(bytes) = dialogue.step() {
+        recorder.front.said(&bytes);
         append(&mut out, bytes);
     }
     send(io, &mut out).await.on(Side::Front)
@@ -132,8 +144,9 @@ pub async fn back(
     io: &mut BoxIo,
     connector: &Connector,
     server: &MailServer,
+    tape: &mut Tape,
 ) -> Result<Welcome, BackFailure> {
-    signed_in(dialogue, io, connector, server, &mut false).await
+    signed_in(dialogue, io, connector, server, &mut false, tape).await
 }
 
 /// The same, and takes note of whether upstream has said anything at all.
@@ -146,8 +159,9 @@ pub async fn signed_in(
     connector: &Connector,
     server: &MailServer,
     heard: &mut bool,
+    tape: &mut Tape,
 ) -> Result<Welcome, BackFailure> {
-    match converse(dialogue, io, connector, server, heard).await? {
+    match converse(dialogue, io, connector, server, heard, tape).await? {
         Some(welcome) => Ok(welcome),
         None => Err(BackFailure::Said(BackError::Unexpected {
             expected: "a login",
@@ -166,7 +180,7 @@ pub async fn until_it_waits(
     connector: &Connector,
     server: &MailServer,
 ) -> Result<(), BackFailure> {
-    converse(dialogue, io, connector, server, &mut false).await.map(|_| ())
+    converse(dialogue, io, connector, server, &mut false, &mut Tape::default()).await.map(|_| ())
 }
 
 /// Has a dialogue that waits say goodbye.
@@ -189,6 +203,7 @@ async fn converse(
     connector: &Connector,
     server: &MailServer,
     heard: &mut bool,
+    tape: &mut Tape,
 ) -> Result<Option<Welcome>, BackFailure> {
     let broke = |error: io::Error| {
         let why = error.to_string();
@@ -198,7 +213,10 @@ async fn converse(
     let mut chunk = Zeroizing::new(Vec::new());
     loop {
         match dialogue.step() {
-            Step::Write(bytes) => append(&mut out, bytes),
+            Step::Write(bytes) => {
+                tape.said(&bytes);
+                append(&mut out, bytes);
+            }
             Step::Read => {
                 send(io, &mut out).await.map_err(broke)?;
                 if dialogue.waits() {
@@ -213,18 +231,26 @@ async fn converse(
                 if received.map_err(broke)? == 0 {
                     return Err(broke(io::Error::other("it hung up during the sign-in")));
                 }
+                tape.heard(&chunk);
                 *heard = true;
                 dialogue.feed(&chunk);
             }
             Step::StartTls => {
+                tape.note("=  starttls");
                 send(io, &mut out).await.map_err(broke)?;
                 let plain = mem::replace(io, Box::new(tokio::io::empty()));
                 let (encrypted, proof) =
                     connector.encrypt(plain, &server.host, server.port).await.map_err(BackFailure::Broke)?;
                 *io = encrypted;
+                tape.note(">  secured");
                 dialogue.secured(proof);
             }
             Step::Done(result) => {
+                if let Err(error) = &result {
+                    for line in report(error) {
+                        tape.note(line);
+                    }
+                }
                 // after a refusal, upstream is told goodbye where the dialogue has one to say
                 send(io, &mut out).await.map_err(broke)?;
                 return result.map(Some).map_err(BackFailure::Said);

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,8 +23,11 @@ use crate::upstream::dial;
 /// Connections that may wait to be accepted: a reconnect storm after an outage is thousands at once.
 const BACKLOG: i32 = 4096;
 
-/// How long an accept that failed (no descriptors left) is followed by nothing.
-const BACK_OFF: Duration = Duration::from_millis(200);
+/// How long an accept that failed (no descriptors left) is followed by nothing; it doubles up to `LONGEST_PAUSE`.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Binds a listening socket.
 ///
@@ -52,11 +57,33 @@ pub struct Visit {
     pub place: Option<OwnedSemaphorePermit>,
 }
 
-/// What a door needs to know.
-#[derive(Clone, Debug)]
-pub struct Door {
+/// A visit, from its first byte to its last.
+pub type Stay = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a visitor finds behind the door. A reload puts another room there; who is in stays where he is.
+pub struct Room {
     /// Whose door.
     pub listener: Arc<Listener>,
+    /// For a load balancer's PROXY header.
+    pub header_limit: Duration,
+    /// Serves a visit.
+    pub serve: Box<dyn Fn(Visit) -> Stay + Send + Sync>,
+}
+
+/// Why nobody gets in just now; cleared by the next one who does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Since when.
+    pub since: jiff::Timestamp,
+    /// The system's words.
+    pub what: String,
+}
+
+/// A listening socket and what it leads to.
+#[derive(Clone)]
+pub struct Door {
+    /// Behind it.
+    pub room: Arc<ArcSwap<Room>>,
     /// `limits.sessions`, over all listeners.
     pub places: Arc<Semaphore>,
     /// Counts.
@@ -65,66 +92,67 @@ pub struct Door {
     pub tracker: TaskTracker,
     /// Ends accepting.
     pub closing: CancellationToken,
-    /// For a load balancer's PROXY header.
-    pub header_limit: Duration,
+    /// For the status page.
+    pub trouble: Arc<ArcSwapOption<Trouble>>,
 }
 
 impl Door {
     /// Accepts until told to stop; each visit is served in a task of its own.
-    pub async fn keep<F, S>(self, socket: TcpListener, serve: F)
-    where
-        F: Fn(Visit) -> S + Send + Sync + 'static,
-        S: Future<Output = ()> + Send + 'static,
-    {
-        let serve = Arc::new(serve);
-        let label = ListenerLabel { listener: self.listener.name.clone() };
-        let accepted = self.metrics.connections.get_or_create_owned(&label);
-        let mut failing = false;
+    pub async fn keep(self, socket: TcpListener) {
+        let mut pause = FIRST_PAUSE;
         loop {
             let next = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,
                 next = socket.accept() => next,
             };
+            let room = self.room.load_full();
+            let label = ListenerLabel { listener: room.listener.name.clone() };
             match next {
                 Ok((io, peer)) => {
-                    failing = false;
-                    accepted.inc();
-                    if contains(&self.listener.proxy_protocol_from, peer) {
-                        let (door, serve) = (self.clone(), Arc::clone(&serve));
+                    if self.trouble.swap(None).is_some() {
+                        tracing::info!(listener = label.listener, "accepting again");
+                        pause = FIRST_PAUSE;
+                    }
+                    self.metrics.connections.get_or_create(&label).inc();
+                    if contains(&room.listener.proxy_protocol_from, peer) {
+                        let door = self.clone();
                         self.tracker.spawn(async move {
-                            if let Some(visit) = door.introduced(io, peer).await {
-                                serve(visit).await;
+                            if let Some(visit) = door.introduced(&room, io, peer).await {
+                                (room.serve)(visit).await;
                             }
                         });
-                    } else if self.may_enter(peer) {
+                    } else if may_enter(&room.listener, peer) {
                         dial::prepare(&io);
                         let place = Arc::clone(&self.places).try_acquire_owned().ok();
-                        self.tracker.spawn(serve(Visit { io, peer, place }));
+                        self.tracker.spawn((room.serve)(Visit { io, peer, place }));
                     }
                 }
                 Err(error) => {
+                    self.metrics.accept_errors.get_or_create(&label).inc();
                     // one line per outage, not one per attempt
-                    if !failing {
-                        tracing::error!(listener = self.listener.name, %error, "cannot accept; trying on");
+                    if self.trouble.load().is_none() {
+                        tracing::error!(listener = label.listener, %error, "cannot accept; trying on");
+                        let trouble = Trouble { since: crate::clock::wall(), what: error.to_string() };
+                        self.trouble.store(Some(Arc::new(trouble)));
                     }
-                    failing = true;
-                    sleep(BACK_OFF).await;
+                    let _is_over: Option<()> = self.closing.run_until_cancelled(sleep(pause)).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
     }
 
     /// Who is behind a load balancer: its header comes before anything else, and `allow-from` is about him.
-    async fn introduced(&self, mut io: TcpStream, balancer: SocketAddr) -> Option<Visit> {
+    async fn introduced(&self, room: &Room, mut io: TcpStream, balancer: SocketAddr) -> Option<Visit> {
         dial::prepare(&io);
         // held while the header is waited for: it is a connection like any other
         let place = Arc::clone(&self.places).try_acquire_owned().ok();
-        let header = self.closing.run_until_cancelled(timeout(self.header_limit, real_peer(&mut io))).await?;
+        let header = self.closing.run_until_cancelled(timeout(room.header_limit, real_peer(&mut io))).await?;
         let why = match header {
             Ok(Ok(peer)) => {
                 let peer = peer.unwrap_or(balancer);
-                return self.may_enter(peer).then_some(Visit { io, peer, place });
+                return may_enter(&room.listener, peer).then_some(Visit { io, peer, place });
             }
             // a look whether somebody listens: no word about it, they come every few seconds
             Ok(Err(HeaderError::Broken(_))) => return None,
@@ -132,22 +160,22 @@ impl Door {
             Err(_) => "no PROXY header within `login-timeout`".to_owned(),
         };
         tracing::warn!(
-            listener = self.listener.name,
+            listener = room.listener.name,
             peer = %balancer,
             remedy = "switch the PROXY protocol on at the load balancer, or take it out of `proxy-protocol-from`",
             "turned away: {why}"
         );
         None
     }
+}
 
-    fn may_enter(&self, peer: SocketAddr) -> bool {
-        let allowed = &self.listener.allow_from;
-        let may = allowed.is_empty() || contains(allowed, peer);
-        if !may {
-            tracing::warn!(listener = self.listener.name, %peer, "turned away: not in `allow-from`");
-        }
-        may
+fn may_enter(listener: &Listener, peer: SocketAddr) -> bool {
+    let allowed = &listener.allow_from;
+    let may = allowed.is_empty() || contains(allowed, peer);
+    if !may {
+        tracing::warn!(listener = listener.name, %peer, "turned away: not in `allow-from`");
     }
+    may
 }
 
 fn contains(nets: &[IpNet], peer: SocketAddr) -> bool {

@@ -12,6 +12,8 @@ pub mod listener;
 pub mod offer;
 pub mod probe;
 pub mod proxied;
+pub mod quiet;
+pub mod recorder;
 pub mod relay;
 pub mod sender;
 pub mod session;

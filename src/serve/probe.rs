@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::dialogue::{back, mechanism};
 use super::drive::{self, BackFailure};
+use super::recorder::Tape;
 
 use super::verdict;
 use crate::config::model::{Account, MailServer, Protocol};
@@ -61,7 +62,8 @@ impl<'a> Probe<'a> {
         if let Some(proof) = proof {
             dialogue.secured(proof);
         }
-        let learnt = drive::back(&mut *dialogue, &mut io, self.connector, self.server).await;
+        let learnt =
+            drive::back(&mut *dialogue, &mut io, self.connector, self.server, &mut Tape::default()).await;
         match learnt {
             Ok(welcome) => Ok(welcome.offer.map(|offer| offer.0).unwrap_or_default()),
             Err(failure) => Err(verdict::explain(&failure, self.protocol, self.server, &Context::default())),
@@ -93,7 +95,9 @@ impl<'a> Probe<'a> {
             if let Some(proof) = proof {
                 dialogue.secured(proof);
             }
-            let welcome = drive::back(&mut *dialogue, &mut io, self.connector, self.server).await?;
+            let welcome =
+                drive::back(&mut *dialogue, &mut io, self.connector, self.server, &mut Tape::default())
+                    .await?;
             Ok(Opened { probe: *self, io, rest: dialogue.into_rest(), reply: welcome.reply })
         };
         let mut signed_in = knock(sign_in.clone()).await;

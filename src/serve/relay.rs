@@ -56,6 +56,9 @@ pub trait Watch: Send + Sync {
     fn standing(&self) -> Standing;
     /// The message that would be lost.
     fn unfinished(&self) -> Option<Unfinished>;
+    /// Whether a moment without a byte has to pass before we end the session: of commands, nothing more than that
+    /// is known.
+    fn wants_quiet(&self) -> bool;
     /// What is said to the mail client when we end the session.
     fn farewell(&self, ending: Ending) -> &'static [u8];
 }
@@ -242,7 +245,10 @@ impl Pipe {
 
     fn may_end(&self, now: Instant) -> bool {
         let nothing_held = self.up.held.is_empty() && self.down.held.is_empty();
-        nothing_held && self.standing().map_or(self.last + QUIET <= now, |stands| stands == Standing::Between)
+        let is_quiet = self.last + QUIET <= now;
+        let wants_quiet = self.watch.as_ref().is_none_or(|watch| watch.wants_quiet());
+        let is_between = self.standing().is_none_or(|stands| stands == Standing::Between);
+        nothing_held && is_between && (is_quiet || !wants_quiet)
     }
 
     fn standing(&self) -> Option<Standing> {
@@ -259,7 +265,8 @@ impl Pipe {
     }
 
     async fn finish(mut self, how: How) -> Ended {
-        let standing = self.standing();
+        let has_messages = self.watch.as_ref().is_some_and(|watch| !watch.wants_quiet());
+        let standing = self.standing().filter(|_| has_messages);
         let unfinished = self.watch.as_ref().and_then(|watch| watch.unfinished());
         let goodbye = async {
             if let How::Ours(ending) = &how {
@@ -485,6 +492,9 @@ mod tests {
         }
         fn unfinished(&self) -> Option<Unfinished> {
             None
+        }
+        fn wants_quiet(&self) -> bool {
+            false
         }
         fn farewell(&self, _ending: Ending) -> &'static [u8] {
             b"421 bye\r\n"

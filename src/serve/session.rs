@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
+use super::recorder::Recorder;
 use super::relay::{Ended, Rules, Standing, relay};
 use super::sender::FixedSender;
 use super::station::Station;
@@ -20,9 +21,11 @@ use super::turnstile::{Crowded, Pass};
 use super::verdict;
 use super::warm::Ready;
 use crate::clock;
-use crate::config::model::{Account, EnvelopeSender, FrontTls, MailServer, Sasl};
+use crate::config::model::{Account, BackTls, EnvelopeSender, FrontTls, MailServer, Protocol, Sasl};
 use crate::explain::{CauseKind, Explanation, Fault, Passes, Refusal, one_line};
-use crate::protocol::machine::{BackError, Errand, Front, HangUp, Login, SignIn, Welcome};
+use crate::protocol::machine::{
+    BackError, Errand, Farewell, Front, FrontSettings, HangUp, Login, SignIn, Welcome,
+};
 use crate::seats::Seat;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
@@ -128,49 +131,62 @@ struct Counterpart<'a> {
 }
 
 impl Session {
+    #[expect(clippy::too_many_lines, reason = "the story of a sign-in reads best in one piece")]
     async fn sign_in(&mut self, io: BoxIo, full: bool) -> Outcome {
         let station = Arc::clone(&self.station);
         let mut deadline = self.started + station.limits.login_timeout;
-        let mut front = station.front();
+        let settings = station.front_settings();
+        let mut recorder = self.recorder(settings.clone());
+        let mut front = station.front(settings);
         let mut io = match self.start_tls(io, deadline).await {
             Ok(io) => io,
             Err(why) => return Outcome::Over(why),
         };
         if station.listener.tls == FrontTls::Implicit {
+            recorder.front.note(">  secured");
             front.secured();
         }
         if full {
-            self.goodbye(front, io, HangUp::Refused(Refusal::TooManySessions)).await;
+            self.goodbye(front, io, HangUp::Refused(Refusal::TooManySessions), &mut recorder).await;
             return Outcome::Over("turned away: `limits.sessions` is reached".to_owned());
         }
         loop {
             let heard = tokio::select! {
-                heard = timeout_at(deadline, drive::front(&mut *front, &mut io, station.acceptor.as_ref())) => heard,
+                heard = timeout_at(deadline, drive::front(&mut *front, &mut io, station.acceptor.as_ref(), &mut recorder)) => heard,
                 () = station.draining.cancelled() => {
-                    self.goodbye(front, io, HangUp::ShuttingDown).await;
+                    self.goodbye(front, io, HangUp::ShuttingDown, &mut recorder).await;
                     return Outcome::Over("the proxy stops".to_owned());
                 }
             };
             let login = match heard {
                 Ok(Ok(Heard::Login(login))) => login,
-                Ok(Ok(Heard::Closed(farewell))) => return Outcome::Over(farewell.as_str().to_owned()),
+                Ok(Ok(Heard::Closed(farewell))) => {
+                    if farewell != Farewell::Quit {
+                        recorder.failed(farewell.as_str());
+                    }
+                    recorder.settle();
+                    return Outcome::Over(farewell.as_str().to_owned());
+                }
                 Ok(Ok(Heard::Left)) => {
                     return Outcome::Over("the mail client left before a login".to_owned());
                 }
                 Ok(Err(error)) => {
                     tls::report(&error.source, &station.listener.name, self.peer);
+                    recorder.failed(&error.to_string());
+                    recorder.settle();
                     return Outcome::Over(error.to_string());
                 }
                 Err(_) => {
-                    self.goodbye(front, io, HangUp::TimedOut).await;
+                    recorder.failed("no login within `login-timeout`");
+                    self.goodbye(front, io, HangUp::TimedOut, &mut recorder).await;
                     return Outcome::Over("no login within `login-timeout`".to_owned());
                 }
             };
             let client = Counterpart { dialogue: &mut *front, io: &mut io };
-            match self.open(&login, client).await {
+            match self.open(&login, client, &mut recorder).await {
                 Ok((back, to_front, opened)) => {
                     front.grant(opened.welcome.offer.as_ref());
-                    if let Err(error) = drive::say(&mut *front, &mut io).await {
+                    if let Err(error) = drive::say(&mut *front, &mut io, &mut recorder).await {
                         return Outcome::Over(format!("{error}, just as it was let in"));
                     }
                     let (io, to_back) = self.fix_sender(io, front.into_rest(), &login, &opened.mailbox);
@@ -188,17 +204,26 @@ impl Session {
                     return Outcome::Over("the mail client left while it waited for a session".to_owned());
                 }
                 Err(Setback::Stopping) => {
-                    self.goodbye(front, io, HangUp::ShuttingDown).await;
+                    self.goodbye(front, io, HangUp::ShuttingDown, &mut recorder).await;
                     return Outcome::Over("the proxy stops".to_owned());
                 }
                 Err(Setback::Refused(story)) => {
                     self.report(&login, &story);
+                    recorder.refused(&story.refusal, &story.code);
                     front.refuse(&story.refusal);
                     // the client has been kept waiting by us; it gets the whole time for another try
                     deadline = clock::now() + station.limits.login_timeout;
                 }
             }
         }
+    }
+
+    fn recorder(&self, settings: FrontSettings) -> Recorder {
+        let (station, peer) = (&self.station, self.peer.ip().to_canonical());
+        let (listener, when) = (&station.listener, clock::wall());
+        let heading = format!("session {} on listener `{}`, from {peer}, {when:.0}", self.id, listener.name);
+        let recordings = Arc::clone(&station.recordings);
+        Recorder::new(recordings, self.id, listener.protocol, heading, settings)
     }
 
     /// Where a device's sender is not its own to choose, its socket goes through [`FixedSender`].
@@ -228,10 +253,12 @@ impl Session {
         }
     }
 
-    async fn goodbye(&self, mut front: Box<dyn Front>, mut io: BoxIo, why: HangUp) {
+    async fn goodbye(&self, mut front: Box<dyn Front>, mut io: BoxIo, why: HangUp, recorder: &mut Recorder) {
+        recorder.hung_up(&why);
         front.hang_up(why);
         // a client that takes no goodbye within its limit goes without
-        drop(timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io)).await);
+        drop(timeout(GOODBYE_LIMIT, drive::say(&mut *front, &mut io, recorder)).await);
+        recorder.settle();
     }
 
     /// Token, turn, connection, XOAUTH2: all of it within twice the login's time limit, the turn apart.
@@ -239,6 +266,7 @@ impl Session {
         &self,
         login: &Login,
         mut client: Counterpart<'_>,
+        recorder: &mut Recorder,
     ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
         let limit = self.station.limits.login_timeout * 2;
         let deadline = clock::now() + limit;
@@ -261,7 +289,7 @@ impl Session {
         let seat = station.seats.take(&mailbox).ok_or_else(|| too_many(&mailbox, station))?;
         let (mut again, mut patient) = (true, true);
         loop {
-            let knock = self.knock(login, account, server, &mailbox, &granted);
+            let knock = self.knock(login, account, server, &mailbox, &granted, recorder);
             match timeout_at(deadline, knock).await.map_err(|_| slow(limit))? {
                 Ok(Admitted { io, rest, welcome, connection }) => {
                     if let Some(offer) = &welcome.offer {
@@ -431,6 +459,7 @@ impl Session {
         server: &MailServer,
         mailbox: &str,
         granted: &Granted,
+        recorder: &mut Recorder,
     ) -> Result<Admitted, BackFailure> {
         let sign_in = SignIn {
             mailbox: mailbox.to_owned(),
@@ -448,17 +477,19 @@ impl Session {
             None => None,
         };
         if let Some(ready) = ready
-            && let Some(done) = self.knock_warm(ready, sign_in.clone(), server).await
+            && let Some(done) = self.knock_warm(ready, sign_in.clone(), server, recorder).await
         {
             return done;
         }
         let connector = &self.station.connector;
         let (mut io, proof) = connector.open(server).await.map_err(BackFailure::Broke)?;
+        let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls, false);
         let mut dialogue = dialogue::back(self.station.listener.protocol, server, Errand::SignIn(sign_in));
         if let Some(proof) = proof {
+            tape.note(">  secured");
             dialogue.secured(proof);
         }
-        let welcome = drive::back(&mut *dialogue, &mut io, connector, server).await?;
+        let welcome = drive::back(&mut *dialogue, &mut io, connector, server, tape).await?;
         Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "new" })
     }
 
@@ -468,12 +499,14 @@ impl Session {
         ready: Ready,
         sign_in: SignIn,
         server: &MailServer,
+        recorder: &mut Recorder,
     ) -> Option<Result<Admitted, BackFailure>> {
         let Ready { mut io, mut dialogue } = ready;
+        let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls, true);
         dialogue.sign_in(sign_in);
         let mut heard = false;
         let connector = &self.station.connector;
-        match drive::signed_in(&mut *dialogue, &mut io, connector, server, &mut heard).await {
+        match drive::signed_in(&mut *dialogue, &mut io, connector, server, &mut heard, tape).await {
             Ok(welcome) => Some(Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "warm" })),
             Err(failure) if !heard || is_goodbye(&failure) => {
                 tracing::debug!(session = self.id, ?failure, "a warm connection was dead; dialling");
@@ -503,7 +536,9 @@ impl Session {
         let margin = station.listener.token_expiry_margin;
         let rules = Rules {
             idle: station.limits.idle_timeout,
-            end_at: watch.as_ref().and_then(|_| signed_in.opened.token_ends.checked_sub(margin)),
+            end_at: (station.listener.protocol == Protocol::Smtp)
+                .then(|| signed_in.opened.token_ends.checked_sub(margin))
+                .flatten(),
             draining: station.draining.clone(),
             watch,
             pass: signed_in.opened.pass.take(),

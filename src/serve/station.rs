@@ -12,6 +12,8 @@ use super::dialogue;
 use super::drive::{self, BackFailure};
 use super::hold::Holds;
 use super::offer::Shown;
+use super::quiet::{ImapQuiet, Pop3Quiet};
+use super::recorder::{Recordings, Tape};
 use super::relay::{Ending, Standing, Unfinished, Watch};
 use super::turnstile::Turnstile;
 use super::warm::WarmConnections;
@@ -53,6 +55,8 @@ pub struct Station {
     pub limits: Limits,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// Where failed sessions are written down.
+    pub recordings: Arc<Recordings>,
     /// How we call ourselves.
     pub host_name: String,
     /// The proxy wants to stop.
@@ -60,7 +64,7 @@ pub struct Station {
     /// Upstream did not take XOAUTH2 where `sasl: auto` began with it.
     pub wants_oauthbearer: AtomicBool,
     /// What is promised before a login.
-    pub offer: Shown,
+    pub offer: Arc<Shown>,
 }
 
 impl Station {
@@ -73,8 +77,17 @@ impl Station {
     }
 
     /// A dialogue for a mail client that has just come in.
-    pub fn front(&self) -> Box<dyn Front> {
-        let settings = FrontSettings {
+    pub fn front(&self, settings: FrontSettings) -> Box<dyn Front> {
+        match self.listener.protocol {
+            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => Box::new(ImapFront::new(settings)),
+            Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
+            Protocol::Smtp => Box::new(SmtpFront::new(settings)),
+        }
+    }
+
+    /// What such a dialogue is told about this place.
+    pub fn front_settings(&self) -> FrontSettings {
+        FrontSettings {
             starttls: self.listener.tls == FrontTls::StartTls && self.acceptor.is_some(),
             require_tls: self.listener.tls == FrontTls::StartTls && self.is_reachable_from_outside(),
             offer: self.offer.load(),
@@ -84,17 +97,17 @@ impl Station {
                 user: fixed.user.clone(),
                 password: fixed.account.password.clone().unwrap_or_else(|| Secret::new("")),
             }),
-        };
-        match self.listener.protocol {
-            Protocol::Imap | Protocol::Ews | Protocol::ActiveSync => Box::new(ImapFront::new(settings)),
-            Protocol::Pop3 => Box::new(Pop3Front::new(settings)),
-            Protocol::Smtp => Box::new(SmtpFront::new(settings)),
         }
     }
 
     /// Who knows when a session of this protocol may be ended by us.
     pub fn watch(&self) -> Option<Box<dyn Watch>> {
-        (self.listener.protocol == Protocol::Smtp).then(|| Box::new(Boundary::default()) as Box<dyn Watch>)
+        match self.listener.protocol {
+            Protocol::Smtp => Some(Box::new(Boundary::default())),
+            Protocol::Imap => Some(Box::new(ImapQuiet::default())),
+            Protocol::Pop3 => Some(Box::new(Pop3Quiet::default())),
+            Protocol::Ews | Protocol::ActiveSync => None,
+        }
     }
 
     /// Sees to it that what is promised is no older than an hour: called at the start and at each visit, so that
@@ -116,7 +129,7 @@ impl Station {
             if let Some(proof) = proof {
                 dialogue.secured(proof);
             }
-            drive::back(&mut *dialogue, &mut io, &self.connector, server).await
+            drive::back(&mut *dialogue, &mut io, &self.connector, server, &mut Tape::default()).await
         };
         let why = match timeout(LEARN_LIMIT, asked).await {
             // a server from before such lists says nothing: what was known stays
@@ -162,6 +175,10 @@ impl Watch for Boundary {
 
     fn unfinished(&self) -> Option<Unfinished> {
         self.under_way().map(|Envelope { sender, recipients }| Unfinished { sender, recipients })
+    }
+
+    fn wants_quiet(&self) -> bool {
+        false
     }
 
     fn farewell(&self, ending: Ending) -> &'static [u8] {

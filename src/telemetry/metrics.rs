@@ -1,12 +1,17 @@
 //! Every metric, named once. Labels are bounded: listener names, protocols, codes; never a user name.
 
 use std::sync::atomic::AtomicI64;
+use std::sync::{Mutex, PoisonError};
 
+use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+
+use crate::clock;
 
 /// Handles to all metrics; cheap to share behind an `Arc`.
 #[derive(Debug)]
@@ -14,6 +19,8 @@ pub struct Metrics {
     registry: Registry,
     /// Connections accepted, by listener.
     pub connections: Family<ListenerLabel, Counter>,
+    /// Accepts that failed (no file descriptors left, mostly), by listener.
+    pub accept_errors: Family<ListenerLabel, Counter>,
     /// Sessions alive now, by listener.
     pub sessions: Family<ListenerLabel, Gauge<i64, AtomicI64>>,
     /// Logins that ended well, by listener and where the token came from.
@@ -33,6 +40,11 @@ pub struct Metrics {
     /// The sums of `logins` and `refusals`, as a family cannot be summed up.
     logins_ended: Counter,
     logins_refused: Counter,
+    /// 1 where the last reload took the configuration, 0 where it did not.
+    reload_successful: Gauge<i64, AtomicI64>,
+    /// When a configuration was last taken, in seconds since 1970.
+    reload_time: Gauge<i64, AtomicI64>,
+    history: History,
 }
 
 /// Sums over all labels.
@@ -108,6 +120,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("mailkey"),
             connections: Family::default(),
+            accept_errors: Family::default(),
             sessions: Family::default(),
             logins: Family::default(),
             refusals: Family::default(),
@@ -118,9 +131,25 @@ impl Default for Metrics {
             warm_connections: Family::default(),
             logins_ended: Counter::default(),
             logins_refused: Counter::default(),
+            reload_successful: Gauge::default(),
+            reload_time: Gauge::default(),
+            history: History::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("connections", "Connections accepted", metrics.connections.clone());
+        registry.register("accept_errors", "Accepts that failed", metrics.accept_errors.clone());
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the last reload took the configuration",
+            metrics.reload_successful.clone(),
+        );
+        registry.register(
+            "config_last_reload_success_timestamp_seconds",
+            "When a configuration was last taken",
+            metrics.reload_time.clone(),
+        );
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The program", build);
         registry.register("sessions", "Sessions alive now", metrics.sessions.clone());
         registry.register("logins", "Logins that ended well", metrics.logins.clone());
         registry.register("refusals", "Logins that were refused", metrics.refusals.clone());
@@ -155,10 +184,24 @@ impl Metrics {
         Totals { logins: self.logins_ended.get(), refusals: self.logins_refused.get() }
     }
 
+    /// Logins and refusals of the last hour by minute, the oldest first.
+    pub fn history(&self, now: Timestamp) -> Vec<(u32, u32)> {
+        self.history.last_hour(minute(now))
+    }
+
+    /// A configuration was taken, or not.
+    pub fn reloaded(&self, is_taken: bool, now: Timestamp) {
+        self.reload_successful.set(i64::from(is_taken));
+        if is_taken {
+            self.reload_time.set(now.as_second());
+        }
+    }
+
     /// A login ended well.
     pub fn logged_in(&self, listener: &str, token: &'static str) {
         self.logins.get_or_create(&LoginLabels { listener: listener.to_owned(), token }).inc();
         self.logins_ended.inc();
+        self.history.count(minute(clock::wall()), (1, 0));
     }
 
     /// A login was refused.
@@ -166,6 +209,7 @@ impl Metrics {
         let labels = RefusalLabels { listener: listener.to_owned(), code: code.to_owned() };
         self.refusals.get_or_create(&labels).inc();
         self.logins_refused.inc();
+        self.history.count(minute(clock::wall()), (0, 1));
     }
 
     /// All of it in the OpenMetrics text format.
@@ -174,5 +218,54 @@ impl Metrics {
         // Writing to a String cannot fail.
         let _: Result<(), std::fmt::Error> = text::encode(&mut out, &self.registry);
         out
+    }
+}
+
+/// Minutes that the history goes back.
+const HOUR: usize = 60;
+
+/// Logins and refusals by minute: a ring, so that its size never changes.
+#[derive(Debug, Default)]
+struct History(Mutex<Vec<(i64, u32, u32)>>);
+
+impl History {
+    fn count(&self, minute: i64, (logins, refusals): (u32, u32)) {
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.resize(HOUR, (i64::MIN, 0, 0));
+        let Some(slot) = usize::try_from(minute.rem_euclid(60)).ok().and_then(|at| ring.get_mut(at)) else {
+            return;
+        };
+        if slot.0 != minute {
+            *slot = (minute, 0, 0);
+        }
+        slot.1 = slot.1.saturating_add(logins);
+        slot.2 = slot.2.saturating_add(refusals);
+    }
+
+    fn last_hour(&self, now: i64) -> Vec<(u32, u32)> {
+        let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of =
+            |minute: i64| ring.iter().find(|slot| slot.0 == minute).map_or((0, 0), |slot| (slot.1, slot.2));
+        (now - 59..=now).map(of).collect()
+    }
+}
+
+fn minute(time: Timestamp) -> i64 {
+    time.as_second().div_euclid(60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_forgets_after_an_hour() {
+        let history = History::default();
+        for (minute, what) in [(1000, (1, 0)), (1000, (1, 0)), (1059, (0, 1)), (1060, (1, 0))] {
+            history.count(minute, what);
+        }
+        let hour = history.last_hour(1060);
+        assert_eq!((hour.len(), hour[0], hour[58], hour[59]), (60, (0, 0), (0, 1), (1, 0)));
+        assert_eq!(history.last_hour(1200), [(0, 0); 60]);
     }
 }

@@ -38,6 +38,11 @@ struct Breaker {
 }
 
 impl Breakers {
+    /// Starts anew: what was wrong may have been set right.
+    pub fn forget(&self) {
+        self.by_authority.clear();
+    }
+
     /// Whether a request may be sent now; otherwise how long to wait.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -111,7 +112,7 @@ impl Tokens for Broker {
 #[derive(Debug)]
 struct Inner {
     key: ProcessKey,
-    margin: Duration,
+    margin: ArcSwap<Duration>,
     cache: Cache,
     guard: Arc<Guard>,
     asker: Asker,
@@ -142,7 +143,7 @@ impl Broker {
         Arc::new(Self {
             inner: Arc::new(Inner {
                 key: ProcessKey::default(),
-                margin: settings.tokens.refresh_margin,
+                margin: ArcSwap::from_pointee(settings.tokens.refresh_margin),
                 cache: Cache::new(MAX_SLOTS, clock::now()),
                 guard,
                 asker,
@@ -151,6 +152,13 @@ impl Broker {
                 renewals: Semaphore::new(MAX_RENEWALS),
             }),
         })
+    }
+
+    /// Goes on with other settings and another way out. Tokens, sign-ins and the store stay as they are.
+    pub fn reconfigure(&self, settings: BrokerSettings, endpoint: Endpoint) {
+        self.inner.margin.store(Arc::new(settings.tokens.refresh_margin));
+        self.inner.guard.reconfigure(settings.guard);
+        self.inner.asker.reconfigure(endpoint);
     }
 
     /// A token for these credentials. Cancelling it harms nobody: the request under way goes on.
@@ -450,7 +458,8 @@ impl Inner {
     fn keep(&self, question: &Question, names: &Names, fetched: &Fetched) -> Granted {
         let now = clock::now();
         let answer = &fetched.answer;
-        let live = Live::new(answer.access_token.clone(), fetched.asked_at, answer.lifetime, self.margin);
+        let live =
+            Live::new(answer.access_token.clone(), fetched.asked_at, answer.lifetime, **self.margin.load());
         let granted =
             Granted { token: live.token.clone(), expires_at: live.expires_at, origin: Origin::Fetched };
         let user = shown(&question.user, &question.account);
@@ -490,9 +499,9 @@ impl Inner {
     ) -> Option<Granted> {
         let shared = self.asker.stored(self.asker.store.shared_token(key)).await.ok()??;
         let lifetime = clock::wall().duration_until(shared.expires_at);
-        let lifetime = Duration::try_from(lifetime).ok().filter(|left| *left > self.margin)?;
+        let lifetime = Duration::try_from(lifetime).ok().filter(|left| *left > **self.margin.load())?;
         let now = clock::now();
-        let live = Live::new(shared.token, now, lifetime, self.margin);
+        let live = Live::new(shared.token, now, lifetime, **self.margin.load());
         let granted =
             Granted { token: live.token.clone(), expires_at: live.expires_at, origin: Origin::Shared };
         let user = shown(&question.user, &question.account);

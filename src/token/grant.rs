@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use dashmap::{DashMap, DashSet};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -48,7 +49,7 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 #[derive(Debug)]
 pub struct Asker {
     /// The way out.
-    pub endpoint: Endpoint,
+    pub endpoint: ArcSwap<Endpoint>,
     /// Sign-ins.
     pub store: Arc<dyn Store>,
     /// Patience with applications.
@@ -121,6 +122,12 @@ impl How<'_> {
 }
 
 impl Asker {
+    /// Takes another way out; providers that were given up for a while are tried at once.
+    pub fn reconfigure(&self, endpoint: Endpoint) {
+        self.endpoint.store(Arc::new(endpoint));
+        self.breakers.forget();
+    }
+
     /// With nothing under way.
     pub fn new(
         endpoint: Endpoint,
@@ -130,7 +137,7 @@ impl Asker {
         managed: ManagedIdentity,
     ) -> Self {
         Self {
-            endpoint,
+            endpoint: ArcSwap::from_pointee(endpoint),
             store,
             guard,
             metrics,
@@ -349,8 +356,10 @@ impl Asker {
 
     async fn send(&self, ask: &Ask, how: How<'_>) -> Result<answer::RawAnswer, WireError> {
         match how {
-            How::Managed => self.managed.send(&self.endpoint, ask).await,
-            How::Password(_) | How::Refresh(_) | How::ClientCredentials => self.endpoint.send(ask).await,
+            How::Managed => self.managed.send(&self.endpoint.load_full(), ask).await,
+            How::Password(_) | How::Refresh(_) | How::ClientCredentials => {
+                self.endpoint.load_full().send(ask).await
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ const MAX_KNOWN: usize = 20_000;
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Guard {
-    settings: model::Guard,
+    settings: ArcSwap<model::Guard>,
     people: Arc<DashMap<Digest, Person>>,
     denials: DashMap<(Digest, Digest), (Instant, TokenError)>,
     applications: DashMap<String, Instant>,
@@ -92,7 +93,7 @@ impl Guard {
     /// With these settings.
     pub fn new(settings: model::Guard) -> Self {
         Self {
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             people: Arc::new(DashMap::new()),
             denials: DashMap::new(),
             applications: DashMap::new(),
@@ -100,9 +101,16 @@ impl Guard {
         }
     }
 
+    /// Takes other settings. What only an administrator could change may have been changed: those denials are
+    /// forgotten. Wrong passwords are not.
+    pub fn reconfigure(&self, settings: model::Guard) {
+        self.settings.store(Arc::new(settings));
+        self.denials.clear();
+    }
+
     /// How long distinct wrong passwords are counted.
     pub fn window(&self) -> Duration {
-        self.settings.budget_window
+        self.settings.load().budget_window
     }
 
     /// Whether the identity provider may be asked.
@@ -120,7 +128,7 @@ impl Guard {
             self.forget(now);
         }
         let mut person = self.people.entry(asking.person).or_default();
-        let hold = self.settings.wrong_password_hold;
+        let hold = self.settings.load().wrong_password_hold;
         if person.wrong.iter().any(|wrong| same(&wrong.password, &asking.password) && now < wrong.at + hold) {
             return Err(TokenError::KnownWrong { user: user() });
         }
@@ -130,11 +138,11 @@ impl Guard {
         if asking.proven {
             return Ok(Permit { person: None });
         }
-        let budget = self.settings.wrong_passwords_per_user;
+        let budget = self.settings.load().wrong_passwords_per_user;
         if let Some(until) = person.spent_until.filter(|until| now < *until) {
             return Err(TokenError::HeldBack { user: user(), wrong: budget, retry_after: until - now });
         }
-        let window = self.settings.budget_window;
+        let window = self.settings.load().budget_window;
         let others = || {
             person
                 .wrong
@@ -158,8 +166,8 @@ impl Guard {
 
     /// The password is wrong for certain. Gives the number of distinct wrong ones in the window.
     pub fn wrong(&self, person: Digest, password: Digest, now: Instant) -> u32 {
-        let window = self.settings.budget_window;
-        let keep = window.max(self.settings.wrong_password_hold);
+        let window = self.settings.load().budget_window;
+        let keep = window.max(self.settings.load().wrong_password_hold);
         let mut person = self.people.entry(person).or_default();
         person.wrong.retain(|wrong| now < wrong.at + keep && !same(&wrong.password, &password));
         if person.wrong.len() >= MAX_WRONG {
@@ -172,8 +180,9 @@ impl Guard {
 
     /// All replicas together have seen this many distinct wrong passwords.
     pub fn counted_elsewhere(&self, person: Digest, wrong: u32, now: Instant) {
-        if wrong >= self.settings.wrong_passwords_per_user {
-            self.people.entry(person).or_default().spent_until = Some(now + self.settings.budget_window);
+        if wrong >= self.settings.load().wrong_passwords_per_user {
+            self.people.entry(person).or_default().spent_until =
+                Some(now + self.settings.load().budget_window);
         }
     }
 
@@ -220,8 +229,8 @@ impl Guard {
 
     /// How long a refusal is delayed after this many wrong passwords: doubling from an eighth of `tarpit`.
     pub fn tarpit(&self, wrong: u32) -> Duration {
-        let eighth = self.settings.tarpit / 8;
-        eighth.saturating_mul(1 << wrong.saturating_sub(1).min(3)).min(self.settings.tarpit)
+        let eighth = self.settings.load().tarpit / 8;
+        eighth.saturating_mul(1 << wrong.saturating_sub(1).min(3)).min(self.settings.load().tarpit)
     }
 
     /// One more refused login from this address: how many there were lately. Loopback is no address in this
@@ -231,12 +240,12 @@ impl Guard {
             return 0;
         }
         if self.sources.len() >= MAX_KNOWN {
-            let window = self.settings.budget_window;
+            let window = self.settings.load().budget_window;
             self.sources.retain(|_, source| now < source.last + window);
         }
         let fresh = Source { wrong: 0, last: now };
         let mut known = self.sources.entry(neighbourhood(source)).or_insert(fresh);
-        if known.last + self.settings.budget_window <= now {
+        if known.last + self.settings.load().budget_window <= now {
             *known = fresh;
         }
         known.wrong = known.wrong.saturating_add(1);
@@ -251,7 +260,7 @@ impl Guard {
 
     /// Drops what has run out; the background task calls it.
     pub fn sweep(&self, now: Instant) {
-        let keep = self.settings.budget_window.max(self.settings.wrong_password_hold);
+        let keep = self.settings.load().budget_window.max(self.settings.load().wrong_password_hold);
         self.people.retain(|_, person| {
             person.wrong.retain(|wrong| now < wrong.at + keep);
             let open = |until: Option<Instant>| until.is_some_and(|until| now < until);
@@ -261,7 +270,7 @@ impl Guard {
                 || open(person.spent_until)
         });
         self.denials.retain(|_, (until, _)| now < *until);
-        self.sources.retain(|_, source| now < source.last + self.settings.budget_window);
+        self.sources.retain(|_, source| now < source.last + self.settings.load().budget_window);
     }
 
     /// Room for new users: first what has run out, then those with the fewest wrong passwords.

@@ -1,0 +1,345 @@
+//! What was said before a login that failed, as a transcript that the tests can replay, without its secrets.
+//!
+//! A session writes along into a small buffer, which goes away with the login. Only where the login fails is
+//! it read again, line by line: what is known to be harmless is kept, everything else becomes `[redacted]`.
+//! User names are kept.
+//!
+//! Never: keeps octets of a session that goes on, tells a password or token apart by guessing.
+
+mod censor;
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
+
+use self::censor::{BackCensor, FrontCensor};
+use crate::config::model::Protocol;
+use crate::explain::Refusal;
+use crate::protocol::machine::{BackError, FrontSettings, HangUp, Login, SaslMechanism, SignIn};
+
+/// Failed sessions that are kept.
+const MAX_RECORDINGS: usize = 50;
+
+/// Octets of one dialogue that are written along; what comes after is not.
+const MAX_TAPE: usize = 8 << 10;
+
+/// What stands where a secret stood.
+pub const REDACTED: &str = "[redacted]";
+
+/// Secrets shorter than this are not searched for in the finished text: they would be found everywhere.
+const SHORTEST_SECRET: usize = 4;
+
+/// The recordings of the last failed sessions.
+#[derive(Debug, Default)]
+pub struct Recordings(Mutex<VecDeque<Arc<Recording>>>);
+
+/// One failed session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recording {
+    /// The session's number in the log.
+    pub session: u64,
+    /// The transcripts: a heading, the dialogue with the mail client, that with upstream if there was one.
+    pub text: String,
+}
+
+impl Recordings {
+    /// Keeps this one; in place of the session's earlier one, if there is one.
+    pub fn keep(&self, recording: Recording) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.session != recording.session);
+        if all.len() >= MAX_RECORDINGS {
+            all.pop_front();
+        }
+        all.push_back(Arc::new(recording));
+    }
+
+    /// All of them, the newest first.
+    pub fn all(&self) -> Vec<Arc<Recording>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().rev().cloned().collect()
+    }
+}
+
+/// One thing that happened in a dialogue.
+enum Event {
+    /// The peer sent this.
+    In(Zeroizing<Vec<u8>>),
+    /// We wrote this.
+    Out(Zeroizing<Vec<u8>>),
+    /// A whole line of the transcript.
+    Line(String),
+}
+
+/// A dialogue as it is written along.
+#[derive(Default)]
+pub struct Tape {
+    events: Vec<Event>,
+    size: usize,
+    is_cut: bool,
+}
+
+impl Tape {
+    /// The peer sent this.
+    pub fn heard(&mut self, bytes: &[u8]) {
+        if self.has_room(bytes.len()) {
+            self.events.push(Event::In(Zeroizing::new(bytes.to_vec())));
+        }
+    }
+
+    /// We wrote this.
+    pub fn said(&mut self, bytes: &[u8]) {
+        if self.has_room(bytes.len()) {
+            self.events.push(Event::Out(Zeroizing::new(bytes.to_vec())));
+        }
+    }
+
+    /// The dialogue reported (`= starttls`) or was told (`> secured`) something without a secret.
+    pub fn note(&mut self, line: impl Into<String>) {
+        let line = line.into();
+        if self.has_room(line.len()) {
+            self.events.push(Event::Line(line));
+        }
+    }
+
+    fn has_room(&mut self, more: usize) -> bool {
+        // an event costs more than its octets
+        self.size += more + 16;
+        self.is_cut |= self.size > MAX_TAPE;
+        !self.is_cut
+    }
+
+    fn write(&self, text: &mut String, mut heard: impl FnMut(&mut String, Direction<'_>)) {
+        for event in &self.events {
+            match event {
+                Event::In(bytes) => heard(text, Direction::In(bytes)),
+                Event::Out(bytes) => heard(text, Direction::Out(bytes)),
+                Event::Line(line) => {
+                    heard(text, Direction::Pause);
+                    text.push_str(line);
+                    text.push('\n');
+                }
+            }
+        }
+        heard(text, Direction::Pause);
+        if self.is_cut {
+            text.push_str("# cut: the dialogue went on for more than 8 KiB\n");
+        }
+    }
+}
+
+/// A piece of a dialogue on its way through a censor.
+#[derive(Clone, Copy)]
+enum Direction<'a> {
+    In(&'a [u8]),
+    Out(&'a [u8]),
+    /// Nothing of a line may be held back any longer.
+    Pause,
+}
+
+/// Writes one session along.
+pub struct Recorder {
+    recordings: Arc<Recordings>,
+    session: u64,
+    protocol: Protocol,
+    heading: String,
+    settings: FrontSettings,
+    /// The dialogue with the mail client.
+    pub front: Tape,
+    /// The last dialogue with upstream, and how it was sent.
+    back: Option<(SignIn, bool, Tape)>,
+    /// For a last look through the finished text.
+    secrets: Vec<Zeroizing<String>>,
+    failures: Vec<String>,
+    is_new: bool,
+}
+
+impl Recorder {
+    /// For a session that has just begun. `heading` names it: one line, nothing secret.
+    pub fn new(
+        recordings: Arc<Recordings>,
+        session: u64,
+        protocol: Protocol,
+        heading: String,
+        settings: FrontSettings,
+    ) -> Self {
+        Self {
+            recordings,
+            session,
+            protocol,
+            heading,
+            settings,
+            front: Tape::default(),
+            back: None,
+            secrets: Vec::new(),
+            failures: Vec::new(),
+            is_new: false,
+        }
+    }
+
+    /// The mail client wants in.
+    pub fn login(&mut self, login: &Login) {
+        let password = login.credentials.password.expose();
+        self.secrets.push(Zeroizing::new(password.to_owned()));
+        self.secrets.push(Zeroizing::new(STANDARD.encode(password)));
+        let mut user = String::new();
+        censor::escape(&mut user, login.credentials.user.as_bytes());
+        self.front.note(format!("=  login {user} / {REDACTED}"));
+    }
+
+    /// A sign-in upstream begins: what it writes along.
+    pub fn back(&mut self, sign_in: &SignIn, starttls: bool, warm: bool) -> &mut Tape {
+        let tape = &mut self.back.insert((sign_in.clone(), starttls, Tape::default())).2;
+        if warm {
+            // its greeting is of another time: the transcript would not begin at the beginning
+            tape.note("# this connection was ready before the login; it does not replay");
+        }
+        tape
+    }
+
+    /// The login was refused: the answer that the mail client gets, and the story's code.
+    pub fn refused(&mut self, refusal: &Refusal, code: &str) {
+        self.front.note(format!(">  refuse {}", order(refusal)));
+        self.failed(code);
+    }
+
+    /// The session fails otherwise; why, in a few words.
+    pub fn failed(&mut self, why: &str) {
+        if self.failures.len() < 8 {
+            self.failures.push(why.chars().filter(|c| !c.is_control()).take(200).collect());
+        }
+        self.is_new = true;
+    }
+
+    /// We end the dialogue.
+    pub fn hung_up(&mut self, why: &HangUp) {
+        let why = match why {
+            HangUp::TimedOut => "TimedOut".to_owned(),
+            HangUp::ShuttingDown => "ShuttingDown".to_owned(),
+            HangUp::Refused(refusal) => order(refusal),
+        };
+        self.front.note(format!(">  hang-up {why}"));
+    }
+
+    /// Nothing happens for now: what has failed so far is kept.
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.is_new) {
+            self.recordings.keep(Recording { session: self.session, text: self.text() });
+        }
+    }
+
+    fn text(&self) -> String {
+        let protocol = self.protocol.as_str();
+        let mut text = format!("# {}\n# failed: {}\n", self.heading, self.failures.join(", then "));
+        // writing to a String cannot fail
+        let _: std::fmt::Result = self.front_text(&mut text, protocol);
+        if let Some((sign_in, starttls, tape)) = &self.back {
+            let _: std::fmt::Result = back_text(&mut text, protocol, self.protocol, sign_in, *starttls, tape);
+        }
+        for secret in self.secrets.iter().filter(|secret| secret.len() >= SHORTEST_SECRET) {
+            if text.contains(secret.as_str()) && secret.as_str() != REDACTED {
+                text = text.replace(secret.as_str(), REDACTED);
+            }
+        }
+        text
+    }
+
+    fn front_text(&self, text: &mut String, protocol: &str) -> std::fmt::Result {
+        writeln!(text, "\n# transcript: {protocol}/front")?;
+        let settings = &self.settings;
+        if settings.starttls {
+            text.push_str("! starttls\n");
+        }
+        if settings.require_tls {
+            text.push_str("! require-tls\n");
+        }
+        writeln!(text, "! host-name {}", settings.host_name)?;
+        writeln!(text, "! max-refusals {}", settings.max_refusals)?;
+        if !settings.offer.0.is_empty() {
+            writeln!(text, "! offer {} |", settings.offer.0.join(" | "))?;
+        }
+        let mut censor = FrontCensor::new(self.protocol);
+        self.front.write(text, |text, piece| match piece {
+            Direction::In(bytes) => censor.heard(text, bytes),
+            Direction::Out(bytes) => censor.said(text, bytes),
+            Direction::Pause => censor.pause(text),
+        });
+        Ok(())
+    }
+}
+
+fn back_text(
+    text: &mut String,
+    name: &str,
+    protocol: Protocol,
+    sign_in: &SignIn,
+    starttls: bool,
+    tape: &Tape,
+) -> std::fmt::Result {
+    writeln!(text, "\n# transcript: {name}/back")?;
+    if starttls {
+        text.push_str("! starttls\n");
+    }
+    let mut mailbox = String::new();
+    censor::escape(&mut mailbox, sign_in.mailbox.as_bytes());
+    let mechanism = match sign_in.mechanism {
+        SaslMechanism::Xoauth2 => "XOAUTH2",
+        SaslMechanism::OauthBearer => "OAUTHBEARER",
+    };
+    writeln!(text, "! mailbox {mailbox}\n! token {REDACTED}\n! mechanism {mechanism}")?;
+    writeln!(text, "! host {}\n! port {}", sign_in.host, sign_in.port)?;
+    if protocol == Protocol::Smtp {
+        writeln!(text, "! client-name {}", sign_in.client_name)?;
+    }
+    let mut censor = BackCensor::default();
+    tape.write(text, |text, piece| match piece {
+        Direction::In(bytes) => censor.heard(text, bytes),
+        Direction::Out(bytes) => censor.said(text, bytes),
+        Direction::Pause => censor.pause(text),
+    });
+    Ok(())
+}
+
+/// The lines in which a transcript reports how upstream refused.
+pub fn report(error: &BackError) -> Vec<String> {
+    let line = |words: &str, detail: &str| {
+        let mut text = format!("=  {words}");
+        if !detail.is_empty() {
+            text.push(' ');
+            censor::escape(&mut text, detail.as_bytes());
+        }
+        text
+    };
+    match error {
+        BackError::Refused { reply, challenge } => {
+            let mut lines = vec![line("refused", reply)];
+            lines.extend(challenge.iter().map(|challenge| line("challenge", challenge)));
+            lines
+        }
+        BackError::TryLater { reply } => vec![line("try-later", reply)],
+        BackError::NoStartTls => vec![line("no-starttls", "")],
+        BackError::NoMechanism { offered } => vec![line("no-mechanism", offered)],
+        BackError::Injected => vec![line("injected", "")],
+        BackError::TooLong => vec![line("too-long", "")],
+        BackError::Unexpected { got, .. } => vec![line("unexpected", got)],
+    }
+}
+
+/// A refusal, as transcripts write it.
+fn order(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::BadCredentials => "BadCredentials".to_owned(),
+        Refusal::PasswordExpired => "PasswordExpired".to_owned(),
+        Refusal::HeldBack { retry_after } => format!("HeldBack {}", retry_after.as_secs()),
+        Refusal::ContactAdmin(cause) => match cause.aadsts {
+            Some(code) => format!("ContactAdmin {:?} {code}", cause.kind),
+            None => format!("ContactAdmin {:?}", cause.kind),
+        },
+        Refusal::Unavailable { retry_after: Some(after) } => format!("Unavailable {}", after.as_secs()),
+        Refusal::Unavailable { retry_after: None } => "Unavailable".to_owned(),
+        Refusal::TooManySessions => "TooManySessions".to_owned(),
+    }
+}
