@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 use super::oauth::{self, Cloud, Provider};
 use super::proxy;
 use super::resolve::{
-    ACCOUNT_KEYS, ADMIN_KEYS, GUARD_KEYS, LIMIT_KEYS, LISTENER_KEYS, LOG_KEYS, TLS_KEYS, TOKEN_KEYS, TOP_KEYS,
+    ACCOUNT_KEYS, ADMIN_KEYS, GUARD_KEYS, LIMIT_KEYS, LISTENER_KEYS, LOG_KEYS, RUN_KEYS, TLS_KEYS,
+    TOKEN_KEYS, TOP_KEYS,
 };
 
 /// The schema, in JSON Schema 2020-12.
@@ -68,6 +69,7 @@ fn top(key: &str) -> Option<(Value, &'static str)> {
         "limits" => (section("limits", &LIMIT_KEYS), "bounds"),
         "admin" => (or_off(section("admin", &ADMIN_KEYS)), "status page, health and metrics, or `off`"),
         "log" => (section("log", &LOG_KEYS), "log output, on standard error"),
+        "run" => (section("run", &RUN_KEYS), "the process"),
         _ => return None,
     })
 }
@@ -203,6 +205,9 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         }
         ("admin", "listen") => (one_or_more(&text()), "address and port, or `off`"),
         ("log", "level") => (text(), "error, warn, info, debug or trace"),
+        ("run", "pid-file") => (text(), "where the process writes its number, for `mailkey reload`"),
+        ("run", "reload-on-change") => (flag(), "take changed files without a word"),
+        ("run", "bind-retry") => (duration(), "how long a start waits for an address that is in use"),
         ("log", "format") => (choice(&["text", "json"]), "for people or for machines"),
         _ => return None,
     })
@@ -264,6 +269,7 @@ mod tests {
             ("limits", LIMIT_KEYS.to_vec()),
             ("admin", ADMIN_KEYS.to_vec()),
             ("log", LOG_KEYS.to_vec()),
+            ("run", RUN_KEYS.to_vec()),
         ]
     }
 

@@ -289,17 +289,20 @@ fn back_text(
         SaslMechanism::Xoauth2 => "XOAUTH2",
         SaslMechanism::OauthBearer => "OAUTHBEARER",
     };
-    writeln!(text, "! mailbox {mailbox}\n! token {REDACTED}\n! mechanism {mechanism}")?;
+    writeln!(text, "! mailbox {mailbox}\n! mechanism {mechanism}")?;
     writeln!(text, "! host {}\n! port {}", sign_in.host, sign_in.port)?;
     if protocol == Protocol::Smtp {
         writeln!(text, "! client-name {}", sign_in.client_name)?;
     }
     let mut censor = BackCensor::default();
-    tape.write(text, |text, piece| match piece {
+    let mut body = String::new();
+    tape.write(&mut body, |text, piece| match piece {
         Direction::In(bytes) => censor.heard(text, bytes),
         Direction::Out(bytes) => censor.said(text, bytes),
         Direction::Pause => censor.pause(text),
     });
+    writeln!(text, "! token {}", censor::stand_in(censor.alone.unwrap_or(0)))?;
+    text.push_str(&body);
     Ok(())
 }
 

@@ -308,6 +308,9 @@ fn payload(mechanism: &str, number: u8, response: &[u8]) -> String {
 #[derive(Default)]
 pub(super) struct BackCensor {
     held: Vec<u8>,
+    /// The token's length, where it had a line to itself: it may have been too long for the command's, and a
+    /// shorter one would take another course.
+    pub(super) alone: Option<usize>,
 }
 
 impl BackCensor {
@@ -321,11 +324,16 @@ impl BackCensor {
     }
 
     /// Octets from us: among their words, what holds a token.
-    #[expect(clippy::unused_self, reason = "both censors have the same face")]
     pub(super) fn said(&mut self, text: &mut String, bytes: &[u8]) {
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             let (inside, end) = line_end(line);
-            let words: Vec<String> = inside.split(|b| *b == b' ').map(without_token).collect();
+            let is_alone = !inside.contains(&b' ');
+            let mut shown = |word| {
+                let (shown, length) = without_token(word, is_alone);
+                self.alone = self.alone.or(length.filter(|_| is_alone));
+                shown
+            };
+            let words: Vec<String> = inside.split(|b| *b == b' ').map(&mut shown).collect();
             put_shown(text, 'P', &words.join(" "), end);
         }
     }
@@ -339,24 +347,29 @@ impl BackCensor {
     }
 }
 
-/// A word of ours; where it is a bearer token in base64 (RFC 7628 §3.1), without it.
-fn without_token(word: &[u8]) -> String {
+/// What stands for a token of this length, as long as it.
+pub(super) fn stand_in(length: usize) -> String {
+    format!("{REDACTED:.<length$}")
+}
+
+/// A word of ours; where it is a bearer token in base64 (RFC 7628 §3.1), without it. With the token's length.
+fn without_token(word: &[u8], keeps_length: bool) -> (String, Option<usize>) {
     const MARK: &[u8] = b"auth=Bearer ";
     let mut shown = String::new();
     let decoded = LENIENT.decode(word).map(Zeroizing::new);
     let start = decoded.as_ref().ok().and_then(|decoded| memchr::memmem::find(decoded, MARK));
     let (Ok(decoded), Some(start)) = (&decoded, start) else {
         escape(&mut shown, word);
-        return shown;
+        return (shown, None);
     };
     let (before, token) = decoded.split_at(start + MARK.len());
     let length = token.iter().position(|b| *b == 1).unwrap_or(token.len());
     shown.push_str("<b64 ");
     escape(&mut shown, before);
-    shown.push_str(REDACTED);
+    shown.push_str(&stand_in(if keeps_length { length } else { 0 }));
     escape(&mut shown, token.get(length..).unwrap_or_default());
     shown.push('>');
-    shown
+    (shown, Some(length))
 }
 
 /// `{5}` or `{5+}`: the size, and the plus if there is one.
