@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::out::Out;
 use super::pid_file::PidFile;
@@ -29,6 +29,7 @@ const BIND_AGAIN: Duration = Duration::from_millis(500);
 
 /// Loads, starts, serves, stops.
 pub fn run(path: &Path, out: &mut Out) -> ExitCode {
+    let before = state(path);
     let loaded = match config::load(path, &environment) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -60,7 +61,8 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    runtime.block_on(serve(loaded, path))
+    let looked = Looked::new(path, before, loaded.files.clone());
+    runtime.block_on(serve(loaded, path, looked))
 }
 
 /// The process's environment, for `${NAME}` in the configuration.
@@ -68,10 +70,10 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-async fn serve(loaded: Loaded, path: &Path) -> ExitCode {
+async fn serve(loaded: Loaded, path: &Path, mut looked: Looked) -> ExitCode {
     // from the first moment on, a signal ends or reloads the proxy in good order
     let mut orders = orders();
-    let Loaded { config, files, .. } = loaded;
+    let Loaded { config, .. } = loaded;
     let watches = config.run.reload_on_change;
     let started = tokio::select! {
         started = start(config) => started,
@@ -88,7 +90,6 @@ async fn serve(loaded: Loaded, path: &Path) -> ExitCode {
     tell_addresses(&app);
     service::ready();
     let alive = tokio::spawn(service::watchdog());
-    let mut looked = Looked::new(path, files);
     loop {
         let order = tokio::select! {
             order = orders.recv() => order.unwrap_or(Order::Stop),
@@ -98,13 +99,14 @@ async fn serve(loaded: Loaded, path: &Path) -> ExitCode {
             break;
         }
         service::reloading();
+        let before = state(path);
         let read = config::load(path, &environment);
         let files = read.as_ref().map(|loaded| loaded.files.clone()).ok();
+        // a broken file is watched too, and whatever the one before it named
+        looked.again(before, files);
         if app.reload(read) {
             tell_addresses(&app);
         }
-        // a broken file is watched too, and whatever the one before it named
-        looked.again(path, files);
         service::ready();
     }
     service::stopping();
@@ -185,11 +187,11 @@ pub async fn asked_to_stop() {
     stop_ordered(&mut orders()).await;
 }
 
-/// The files of the configuration, as they were when they were last looked at.
+/// The files of the configuration, as they were when they were last read.
 struct Looked {
+    /// The configuration itself comes first.
     files: Vec<PathBuf>,
     state: Vec<Option<FileState>>,
-    at: Instant,
 }
 
 /// What changes when a file is written or replaced.
@@ -202,19 +204,22 @@ struct FileState {
 }
 
 impl Looked {
-    fn new(path: &Path, files: Vec<PathBuf>) -> Self {
-        let mut looked = Self { files: Vec::new(), state: Vec::new(), at: clock::now() };
-        looked.again(path, Some(files));
+    /// `before`: how the configuration was before it was read, so that no change gets lost.
+    fn new(path: &Path, before: Option<FileState>, files: Vec<PathBuf>) -> Self {
+        let mut looked = Self { files: vec![path.to_owned()], state: Vec::new() };
+        looked.again(before, Some(files));
         looked
     }
 
-    fn again(&mut self, path: &Path, files: Option<Vec<PathBuf>>) {
+    fn again(&mut self, before: Option<FileState>, files: Option<Vec<PathBuf>>) {
         if let Some(files) = files {
-            self.files = files;
-            self.files.push(path.to_owned());
+            self.files.truncate(1);
+            self.files.extend(files);
         }
         self.state = states(&self.files);
-        self.at = clock::now();
+        if let Some(first) = self.state.first_mut() {
+            *first = before;
+        }
     }
 
     /// Comes back when a file has changed and stood still for a moment.
@@ -232,16 +237,17 @@ impl Looked {
 }
 
 fn states(files: &[PathBuf]) -> Vec<Option<FileState>> {
-    let state = |file: &PathBuf| {
-        let facts = std::fs::metadata(file).ok()?;
-        Some(FileState {
-            modified: facts.modified().ok(),
-            size: facts.len(),
-            #[cfg(unix)]
-            inode: std::os::unix::fs::MetadataExt::ino(&facts),
-        })
-    };
-    files.iter().map(state).collect()
+    files.iter().map(|file| state(file)).collect()
+}
+
+fn state(file: &Path) -> Option<FileState> {
+    let facts = std::fs::metadata(file).ok()?;
+    Some(FileState {
+        modified: facts.modified().ok(),
+        size: facts.len(),
+        #[cfg(unix)]
+        inode: std::os::unix::fs::MetadataExt::ino(&facts),
+    })
 }
 
 /// A session takes two descriptors; the soft limit of many systems is 1,024.
