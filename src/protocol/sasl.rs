@@ -44,6 +44,67 @@ pub fn plain(response: &[u8]) -> Option<Credentials> {
     Credentials::decode(user, password).ok()
 }
 
+/// A sign-in by PLAIN or LOGIN that waits for the mail client's next response.
+pub enum Exchange {
+    /// PLAIN was asked for without an initial response.
+    Plain,
+    /// LOGIN: the first question stands.
+    User,
+    /// LOGIN: the second question stands.
+    Password {
+        /// The answer to the first.
+        user: Zeroizing<Vec<u8>>,
+    },
+}
+
+/// What one response of the mail client leads to.
+pub enum Turn {
+    /// Send this challenge (base64, or empty), then feed the response to the exchange.
+    Challenge(&'static str, Exchange),
+    /// The exchange is through; `None`: what came can be no user name and password.
+    Through(Option<Credentials>, &'static str),
+    /// The client sent `*`.
+    Cancelled,
+    /// The response is no base64.
+    Broken,
+    /// Neither PLAIN nor LOGIN.
+    Unknown,
+}
+
+/// Begins an exchange by the mechanism's name. An initial response of `=` has no octets (RFC 4422 §4, RFC 4954 §4,
+/// RFC 5034 §4); LOGIN with an empty one is asked as if there were none.
+pub fn begin(mechanism: &[u8], initial: Option<&[u8]>) -> Turn {
+    let initial = initial.map(|initial| if initial == b"=" { b"" } else { initial });
+    if mechanism.eq_ignore_ascii_case(b"PLAIN") {
+        match initial {
+            None => Turn::Challenge("", Exchange::Plain),
+            Some(initial) => Exchange::Plain.answer(initial),
+        }
+    } else if mechanism.eq_ignore_ascii_case(b"LOGIN") {
+        match initial {
+            None | Some(b"") => Turn::Challenge(LOGIN_PROMPTS[0], Exchange::User),
+            Some(initial) => Exchange::User.answer(initial),
+        }
+    } else {
+        Turn::Unknown
+    }
+}
+
+impl Exchange {
+    /// The mail client's response, still in base64.
+    pub fn answer(self, response: &[u8]) -> Turn {
+        if response == b"*" {
+            return Turn::Cancelled;
+        }
+        let Some(decoded) = decode(response) else { return Turn::Broken };
+        match self {
+            Self::Plain => Turn::Through(plain(response), "PLAIN"),
+            Self::User => Turn::Challenge(LOGIN_PROMPTS[1], Self::Password { user: decoded }),
+            Self::Password { user } => Turn::Through(Credentials::decode(&user, &decoded).ok(), "LOGIN"),
+        }
+    }
+}
+
 /// The client's first message of XOAUTH2 or OAUTHBEARER (RFC 7628 §3.1), in base64, never folded.
 ///
 /// The proof shows that the socket it goes to is encrypted.

@@ -25,7 +25,7 @@ use super::grammar::{self, Command, Literal, LoginLine, PasswordArgument};
 use crate::explain::Refusal;
 use crate::protocol::line::{Inbox, MAX_COMMAND_LINE, Taken};
 use crate::protocol::machine::{Farewell, Front, FrontSettings, HangUp, Login, Offer, Step};
-use crate::protocol::sasl;
+use crate::protocol::sasl::{self, Exchange, Turn};
 use crate::secret::{Credentials, MAX_PASSWORD, MAX_USER};
 
 /// Commands that make no sense before the connection is closed. A browser's six header lines come as many.
@@ -67,12 +67,8 @@ enum State {
     Skipping { octets: usize, skipped: usize, answer: String },
     /// The line behind such a literal.
     Skipped { skipped: usize, answer: String },
-    /// `AUTHENTICATE PLAIN`: the response.
-    Plain { tag: String },
-    /// `AUTHENTICATE LOGIN`: the user name.
-    LoginUser { tag: String },
-    /// `AUTHENTICATE LOGIN`: the password.
-    LoginPassword { tag: String, user: Zeroizing<Vec<u8>> },
+    /// `AUTHENTICATE` was answered with a challenge.
+    Challenged { tag: String, exchange: Exchange },
     /// Somebody decides about the login.
     Asking { tag: String, command: &'static str },
     /// The upstream took the login: what comes now is the relay's.
@@ -102,9 +98,7 @@ impl State {
             | Self::LoginRest { .. }
             | Self::LoginEnd { .. }
             | Self::Skipped { .. }
-            | Self::Plain { .. }
-            | Self::LoginUser { .. }
-            | Self::LoginPassword { .. } => Need::Line,
+            | Self::Challenged { .. } => Need::Line,
             Self::Upgrading | Self::Asking { .. } | Self::Granted | Self::Over => Need::Patience,
         }
     }
@@ -240,9 +234,7 @@ impl ImapFront {
                 State::Skipped { skipped: skipped + octets, answer }
             }
             State::Skipped { skipped, answer } => self.turn_down(&taken, answer, skipped),
-            State::Plain { tag } => self.plain_response(tag, &taken),
-            State::LoginUser { tag } => self.login_user(tag, &taken),
-            State::LoginPassword { tag, user } => self.login_password(tag, &user, &taken),
+            State::Challenged { tag, exchange } => self.turned(tag, exchange.answer(&taken)),
             idle @ (State::Upgrading | State::Asking { .. } | State::Granted | State::Over) => idle,
         }
     }
@@ -274,7 +266,8 @@ impl ImapFront {
             }
             Ok((_, Command::Authenticate { .. })) if self.is_too_open() => self.privacy_required(line, &tag),
             Ok((_, Command::Authenticate { mechanism, initial })) => {
-                self.authenticate(tag, &mechanism, initial.as_ref().map(|octets| octets.as_slice()))
+                let initial = initial.as_ref().map(|octets| octets.as_slice());
+                self.turned(tag, sasl::begin(mechanism.as_bytes(), initial))
             }
             Ok((_, Command::Capability)) => {
                 let capabilities = self.capabilities();
@@ -347,54 +340,17 @@ impl ImapFront {
         }
     }
 
-    fn authenticate(&mut self, tag: String, mechanism: &str, initial: Option<&[u8]>) -> State {
-        match (mechanism, initial) {
-            ("PLAIN", None) => {
-                self.write("+ \r\n".to_owned());
-                State::Plain { tag }
+    fn turned(&mut self, tag: String, turn: Turn) -> State {
+        match turn {
+            Turn::Challenge(challenge, exchange) => {
+                self.write(format!("+ {challenge}\r\n"));
+                State::Challenged { tag, exchange }
             }
-            ("PLAIN", Some(b"=")) => self.plain_response(tag, b""),
-            ("PLAIN", Some(response)) => self.plain_response(tag, response),
-            // LOGIN begins with the server's question: an empty initial response has answered nothing.
-            ("LOGIN", None | Some(b"=")) => {
-                self.write(format!("+ {}\r\n", sasl::LOGIN_PROMPTS[0]));
-                State::LoginUser { tag }
-            }
-            ("LOGIN", Some(user)) => self.login_user(tag, user),
-            _ => self.bad(format!("{tag} NO this mechanism is not offered\r\n")),
+            Turn::Through(credentials, mechanism) => self.ask(tag, "AUTHENTICATE", credentials, mechanism),
+            Turn::Cancelled => self.bad(format!("{tag} BAD AUTHENTICATE cancelled\r\n")),
+            Turn::Broken => self.bad(format!("{tag} BAD expected base64\r\n")),
+            Turn::Unknown => self.bad(format!("{tag} NO this mechanism is not offered\r\n")),
         }
-    }
-
-    fn plain_response(&mut self, tag: String, response: &[u8]) -> State {
-        match self.decode_response(&tag, response) {
-            Ok(_) => self.ask(tag, "AUTHENTICATE", sasl::plain(response), "PLAIN"),
-            Err(state) => state,
-        }
-    }
-
-    fn login_user(&mut self, tag: String, response: &[u8]) -> State {
-        match self.decode_response(&tag, response) {
-            Ok(user) => {
-                self.write(format!("+ {}\r\n", sasl::LOGIN_PROMPTS[1]));
-                State::LoginPassword { tag, user }
-            }
-            Err(state) => state,
-        }
-    }
-
-    fn login_password(&mut self, tag: String, user: &[u8], response: &[u8]) -> State {
-        match self.decode_response(&tag, response) {
-            Ok(password) => self.ask(tag, "AUTHENTICATE", Credentials::decode(user, &password).ok(), "LOGIN"),
-            Err(state) => state,
-        }
-    }
-
-    /// A response in base64, or where the dialogue goes when it is cancelled or broken.
-    fn decode_response(&mut self, tag: &str, response: &[u8]) -> Result<Zeroizing<Vec<u8>>, State> {
-        if response == b"*" {
-            return Err(self.bad(format!("{tag} BAD AUTHENTICATE cancelled\r\n")));
-        }
-        sasl::decode(response).ok_or_else(|| self.bad(format!("{tag} BAD expected base64\r\n")))
     }
 
     /// Reports a login; one that cannot be right is refused on the spot.

@@ -26,7 +26,7 @@ use crate::explain::Refusal;
 use crate::protocol::foreign;
 use crate::protocol::line::{Inbox, MAX_COMMAND_LINE, Taken};
 use crate::protocol::machine::{Farewell, Front, FrontSettings, HangUp, Login, Offer, Step};
-use crate::protocol::sasl;
+use crate::protocol::sasl::{self, Exchange, Turn};
 use crate::secret::Credentials;
 
 /// Commands that make no sense, until we hang up.
@@ -55,12 +55,8 @@ enum State {
     Ready,
     /// Waiting for a command, PASS above all.
     Named(Vec<u8>),
-    /// `AUTH PLAIN` was answered with `+`.
-    PlainAsked,
-    /// `AUTH LOGIN` was answered with the first question.
-    UserAsked,
-    /// And with the second.
-    PasswordAsked { user: Zeroizing<Vec<u8>> },
+    /// AUTH was answered with a challenge.
+    Challenged(Exchange),
     /// STLS was granted; what comes now belongs to the handshake.
     Upgrading,
     /// A login was handed over; the verdict is awaited.
@@ -121,18 +117,16 @@ impl Front for Pop3Front {
                 State::Ready | State::Named(_) if foreign::is_tls(self.inbox.peek()) => {
                     self.close(Farewell::WrongProtocol)
                 }
-                listening @ (State::Ready
-                | State::Named(_)
-                | State::PlainAsked
-                | State::UserAsked
-                | State::PasswordAsked { .. }) => match self.inbox.line(MAX_COMMAND_LINE) {
-                    Taken::Line(line) => self.heard(listening, &Zeroizing::new(line)),
-                    Taken::TooLong => self.too_long(),
-                    Taken::Incomplete => {
-                        self.state = listening;
-                        return Step::Read;
+                listening @ (State::Ready | State::Named(_) | State::Challenged(_)) => {
+                    match self.inbox.line(MAX_COMMAND_LINE) {
+                        Taken::Line(line) => self.heard(listening, &Zeroizing::new(line)),
+                        Taken::TooLong => self.too_long(),
+                        Taken::Incomplete => {
+                            self.state = listening;
+                            return Step::Read;
+                        }
                     }
-                },
+                }
             };
         }
     }
@@ -170,9 +164,7 @@ impl Pop3Front {
         match state {
             State::Ready => self.commanded(None, line),
             State::Named(user) => self.commanded(Some(user), line),
-            State::PlainAsked => self.plain(line),
-            State::UserAsked => self.user(line),
-            State::PasswordAsked { user } => self.password(&user, line),
+            State::Challenged(exchange) => self.turned(exchange.answer(line)),
             unmoved @ (State::Silent | State::Upgrading | State::Asking | State::Granted | State::Over) => {
                 unmoved
             }
@@ -210,7 +202,7 @@ impl Pop3Front {
                 self.say(if self.must_encrypt() { "+OK\r\n." } else { "+OK\r\nPLAIN\r\nLOGIN\r\n." });
                 back_to(user)
             }
-            Command::Auth { mechanism, initial } => self.authenticate(mechanism, initial),
+            Command::Auth { mechanism, initial } => self.turned(sasl::begin(mechanism, initial)),
             Command::Apop => self.bad("-ERR APOP cannot be used here; use USER and PASS", back_to(user)),
             Command::Later => self.bad("-ERR log in first", back_to(user)),
             Command::Foreign => self.close(Farewell::WrongProtocol),
@@ -230,54 +222,16 @@ impl Pop3Front {
         State::Upgrading
     }
 
-    fn authenticate(&mut self, mechanism: &[u8], initial: Option<&[u8]>) -> State {
-        // `=` is an initial response of no octets (RFC 5034 §4).
-        let initial = initial.map(|initial| if initial == b"=" { b"" } else { initial });
-        match (Mechanism::named(mechanism), initial) {
-            (Some(Mechanism::Plain), None) => {
-                self.say("+ ");
-                State::PlainAsked
+    fn turned(&mut self, turn: Turn) -> State {
+        match turn {
+            Turn::Challenge(challenge, exchange) => {
+                self.say(&format!("+ {challenge}"));
+                State::Challenged(exchange)
             }
-            (Some(Mechanism::Plain), Some(initial)) => self.plain(initial),
-            (Some(Mechanism::Login), None | Some(b"")) => {
-                self.ask(0);
-                State::UserAsked
-            }
-            (Some(Mechanism::Login), Some(initial)) => self.user(initial),
-            (None, _) => self.bad("-ERR the mechanisms are PLAIN and LOGIN", State::Ready),
-        }
-    }
-
-    fn plain(&mut self, response: &[u8]) -> State {
-        if response == b"*" {
-            return self.cancelled();
-        }
-        if sasl::decode(response).is_none() {
-            return self.broken();
-        }
-        self.asks(sasl::plain(response), "PLAIN")
-    }
-
-    fn user(&mut self, response: &[u8]) -> State {
-        if response == b"*" {
-            return self.cancelled();
-        }
-        match sasl::decode(response) {
-            Some(user) => {
-                self.ask(1);
-                State::PasswordAsked { user }
-            }
-            None => self.broken(),
-        }
-    }
-
-    fn password(&mut self, user: &[u8], response: &[u8]) -> State {
-        if response == b"*" {
-            return self.cancelled();
-        }
-        match sasl::decode(response) {
-            Some(password) => self.asks(Credentials::decode(user, &password).ok(), "LOGIN"),
-            None => self.broken(),
+            Turn::Through(credentials, mechanism) => self.asks(credentials, mechanism),
+            Turn::Cancelled => self.cancelled(),
+            Turn::Broken => self.broken(),
+            Turn::Unknown => self.bad("-ERR the mechanisms are PLAIN and LOGIN", State::Ready),
         }
     }
 
@@ -355,11 +309,6 @@ impl Pop3Front {
         self.settings.require_tls && !self.encrypted
     }
 
-    fn ask(&mut self, question: usize) {
-        let prompt = sasl::LOGIN_PROMPTS.get(question).copied().unwrap_or_default();
-        self.say(&format!("+ {prompt}"));
-    }
-
     /// RFC 3206 §4 and §5, RFC 2449 §8.1.2: clients decide by the code whether to ask for a new password.
     fn say_refusal(&mut self, why: &Refusal) {
         let code = match why {
@@ -379,22 +328,4 @@ impl Pop3Front {
 /// A command that does not touch the login leaves the user name in place.
 fn back_to(user: Option<Vec<u8>>) -> State {
     user.map_or(State::Ready, State::Named)
-}
-
-#[derive(Clone, Copy)]
-enum Mechanism {
-    Plain,
-    Login,
-}
-
-impl Mechanism {
-    fn named(name: &[u8]) -> Option<Self> {
-        if name.eq_ignore_ascii_case(b"PLAIN") {
-            Some(Self::Plain)
-        } else if name.eq_ignore_ascii_case(b"LOGIN") {
-            Some(Self::Login)
-        } else {
-            None
-        }
-    }
 }

@@ -29,7 +29,7 @@ use crate::explain::Refusal;
 use crate::protocol::foreign;
 use crate::protocol::line::{Inbox, MAX_COMMAND_LINE, Taken};
 use crate::protocol::machine::{Farewell, Front, FrontSettings, HangUp, Login, Offer, Step};
-use crate::protocol::sasl;
+use crate::protocol::sasl::{self, Exchange, Turn};
 use crate::secret::Credentials;
 
 /// Commands that make no sense, until we hang up.
@@ -62,12 +62,8 @@ enum State {
     Ready,
     /// A refused chunk of a message goes by.
     Discarding { octets: u64 },
-    /// `AUTH PLAIN` was answered with `334`.
-    PlainAsked,
-    /// `AUTH LOGIN` was answered with the first question.
-    UserAsked,
-    /// And with the second.
-    PasswordAsked { user: Zeroizing<Vec<u8>> },
+    /// AUTH was answered with a challenge.
+    Challenged(Exchange),
     /// STARTTLS was granted; what comes now belongs to the handshake.
     Upgrading,
     /// A login was handed over; the verdict is awaited.
@@ -144,17 +140,16 @@ impl Front for SmtpFront {
                     self.discard(octets)
                 }
                 State::Ready if foreign::is_tls(self.inbox.peek()) => self.close(Farewell::WrongProtocol),
-                listening @ (State::Ready
-                | State::PlainAsked
-                | State::UserAsked
-                | State::PasswordAsked { .. }) => match self.inbox.line(MAX_COMMAND_LINE) {
-                    Taken::Line(line) => self.heard(listening, &Zeroizing::new(line)),
-                    Taken::TooLong => self.too_long(),
-                    Taken::Incomplete => {
-                        self.state = listening;
-                        return Step::Read;
+                listening @ (State::Ready | State::Challenged(_)) => {
+                    match self.inbox.line(MAX_COMMAND_LINE) {
+                        Taken::Line(line) => self.heard(listening, &Zeroizing::new(line)),
+                        Taken::TooLong => self.too_long(),
+                        Taken::Incomplete => {
+                            self.state = listening;
+                            return Step::Read;
+                        }
                     }
-                },
+                }
             };
         }
     }
@@ -202,9 +197,7 @@ impl SmtpFront {
     fn heard(&mut self, state: State, line: &[u8]) -> State {
         match state {
             State::Ready => self.commanded(line),
-            State::PlainAsked => self.plain(line),
-            State::UserAsked => self.user(line),
-            State::PasswordAsked { user } => self.password(&user, line),
+            State::Challenged(exchange) => self.turned(exchange.answer(line)),
             unmoved @ (State::Silent
             | State::Discarding { .. }
             | State::Upgrading
@@ -234,7 +227,7 @@ impl SmtpFront {
             Command::Auth { .. } if self.settings.without_login.is_some() => {
                 self.bad("503 5.5.1 nobody signs in here; go on with MAIL")
             }
-            Command::Auth { mechanism, initial } => self.authenticate(mechanism, initial),
+            Command::Auth { mechanism, initial } => self.turned(sasl::begin(mechanism, initial)),
             Command::Mail => self.send(line),
             Command::Bdat(chunk) => {
                 let refused = self.bad("530 5.7.0 Authentication required");
@@ -276,54 +269,16 @@ impl SmtpFront {
         State::Upgrading
     }
 
-    fn authenticate(&mut self, mechanism: &[u8], initial: Option<&[u8]>) -> State {
-        // `=` is an initial response of no octets (RFC 4954 §4).
-        let initial = initial.map(|initial| if initial == b"=" { b"" } else { initial });
-        match (Mechanism::named(mechanism), initial) {
-            (Some(Mechanism::Plain), None) => {
-                self.say("334 ");
-                State::PlainAsked
+    fn turned(&mut self, turn: Turn) -> State {
+        match turn {
+            Turn::Challenge(challenge, exchange) => {
+                self.say(&format!("334 {challenge}"));
+                State::Challenged(exchange)
             }
-            (Some(Mechanism::Plain), Some(initial)) => self.plain(initial),
-            (Some(Mechanism::Login), None | Some(b"")) => {
-                self.ask(0);
-                State::UserAsked
-            }
-            (Some(Mechanism::Login), Some(initial)) => self.user(initial),
-            (None, _) => self.bad("504 5.5.4 the mechanisms are PLAIN and LOGIN"),
-        }
-    }
-
-    fn plain(&mut self, response: &[u8]) -> State {
-        if response == b"*" {
-            return self.cancelled();
-        }
-        if sasl::decode(response).is_none() {
-            return self.broken();
-        }
-        self.asks(sasl::plain(response), "PLAIN")
-    }
-
-    fn user(&mut self, response: &[u8]) -> State {
-        if response == b"*" {
-            return self.cancelled();
-        }
-        match sasl::decode(response) {
-            Some(user) => {
-                self.ask(1);
-                State::PasswordAsked { user }
-            }
-            None => self.broken(),
-        }
-    }
-
-    fn password(&mut self, user: &[u8], response: &[u8]) -> State {
-        if response == b"*" {
-            return self.cancelled();
-        }
-        match sasl::decode(response) {
-            Some(password) => self.asks(Credentials::decode(user, &password).ok(), "LOGIN"),
-            None => self.broken(),
+            Turn::Through(credentials, mechanism) => self.asks(credentials, mechanism),
+            Turn::Cancelled => self.cancelled(),
+            Turn::Broken => self.broken(),
+            Turn::Unknown => self.bad("504 5.5.4 the mechanisms are PLAIN and LOGIN"),
         }
     }
 
@@ -455,30 +410,7 @@ impl SmtpFront {
         self.settings.require_tls && !self.encrypted
     }
 
-    fn ask(&mut self, question: usize) {
-        let prompt = sasl::LOGIN_PROMPTS.get(question).copied().unwrap_or_default();
-        self.say(&format!("334 {prompt}"));
-    }
-
     fn say(&mut self, reply: &str) {
         self.steps.push_back(Step::Write(format!("{reply}\r\n").into_bytes()));
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Mechanism {
-    Plain,
-    Login,
-}
-
-impl Mechanism {
-    fn named(name: &[u8]) -> Option<Self> {
-        if name.eq_ignore_ascii_case(b"PLAIN") {
-            Some(Self::Plain)
-        } else if name.eq_ignore_ascii_case(b"LOGIN") {
-            Some(Self::Login)
-        } else {
-            None
-        }
     }
 }
