@@ -13,14 +13,14 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
 };
-use tokio_rustls::TlsConnector;
 
 use super::error::UpstreamError;
+use super::record::TlsStream;
 use super::tickets::Tickets;
 use crate::certificate::Stranger;
 use crate::config::model::{Tls, TlsVersion};
 use crate::secret::Encrypted;
-use crate::stream::{BoxIo, Io};
+use crate::stream::BoxIo;
 
 /// Why the TLS settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -194,17 +194,16 @@ fn roots(extra: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
 ///
 /// # Errors
 /// The name is no DNS name or address; the handshake or the certificate fails.
-pub async fn handshake<S: Io + 'static>(
+pub async fn handshake(
     config: &Arc<ClientConfig>,
     host: &str,
     port: u16,
-    stream: S,
+    stream: BoxIo,
 ) -> Result<(BoxIo, Encrypted), UpstreamError> {
     let target = || format!("{host}:{port}");
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
         .map_err(|error| UpstreamError::Tls { target: target(), why: error.to_string() })?;
-    let connector = TlsConnector::from(Arc::clone(config));
-    match connector.connect(name, stream).await {
+    match TlsStream::connect(stream, config, name).await {
         Ok(stream) => Ok((Box::new(stream), Encrypted::after_handshake())),
         Err(error) => Err(UpstreamError::of_tls(target(), &error)),
     }
@@ -215,7 +214,7 @@ mod tests {
     use rustls::{HandshakeKind, ServerConfig};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::task::JoinSet;
-    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
     use crate::certificate::{Flaw, Kind};
@@ -281,7 +280,7 @@ mod tests {
         let client = Arc::new(outbound_config(&Tls::default()).unwrap());
         let (near, far) = tokio::io::duplex(64 * 1024);
         tokio::spawn(async move { drop(TlsAcceptor::from(server).accept(far).await) });
-        let error = handshake(&client, "localhost", 993, near).await.map(drop).unwrap_err();
+        let error = handshake(&client, "localhost", 993, Box::new(near)).await.map(drop).unwrap_err();
         let UpstreamError::Certificate { flaw, target } = error else { panic!("{error}") };
         assert_eq!((flaw.kind(), target.as_str()), (Kind::Issuer, "localhost:993"));
         let Flaw::UnknownIssuer(top) = flaw else { panic!() };
