@@ -199,6 +199,10 @@ fn interleave(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
 /// Starts an attempt at each address in turn, the next one when the last fails or is slow; the first to
 /// connect wins, the others are dropped. The error says what became of each.
 async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<TcpStream, String> {
+    // nothing to race: no task of its own, and no timer for the next one
+    if let (1, Some(&only)) = (queue.len(), queue.front()) {
+        return attempt(only, limit).await.map_err(|error| format!("{only}: {error}"));
+    }
     let mut attempts = JoinSet::new();
     let mut failures: Vec<String> = Vec::new();
     loop {
