@@ -28,6 +28,7 @@ mod peers;
 mod proxies;
 mod readme;
 mod recipes;
+mod replicas;
 mod setup;
 mod simulator;
 mod slicing;
