@@ -15,6 +15,7 @@ mod browser;
 mod clients;
 mod command_line;
 mod config;
+mod deploy;
 mod distance;
 mod doctor;
 mod ews_clients;
