@@ -313,18 +313,14 @@ async fn send_some(
             wire.0.write_all(piece).await.map_err(|_| Failed)?;
             sleep(Duration::from_millis(20)).await;
         }
-        match smtp(&mut wire, ".").await {
-            Ok(answer) => {
-                assert!(answer.starts_with("250"), "{answer}");
-                tally.accepted.fetch_add(1, Ordering::SeqCst);
-                *at_hand = None;
-            }
-            Err(Failed) => {
-                tally.lost.fetch_add(1, Ordering::SeqCst);
-                tally.messages.lock().unwrap().get_mut(name).unwrap().1 += 1;
-                return Err(Failed);
-            }
-        }
+        let Ok(answer) = smtp(&mut wire, ".").await else {
+            tally.lost.fetch_add(1, Ordering::SeqCst);
+            tally.messages.lock().unwrap().get_mut(name).unwrap().1 += 1;
+            return Err(Failed);
+        };
+        assert!(answer.starts_with("250"), "{answer}");
+        tally.accepted.fetch_add(1, Ordering::SeqCst);
+        *at_hand = None;
         if tally.over.load(Ordering::SeqCst) {
             break;
         }
