@@ -294,6 +294,14 @@ mod tests {
     }
 
     #[test]
+    fn of_tls_1_3_the_suite_with_the_cheapest_handshake_is_offered_first_and_all_are_there() {
+        let ours: Vec<_> = provider(&Tls::default()).cipher_suites.iter().map(|suite| suite.suite()).collect();
+        assert_eq!(ours[0], CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let usual = aws_lc_rs::default_provider().cipher_suites;
+        assert!(usual.iter().all(|suite| ours.contains(&suite.suite())) && usual.len() == ours.len());
+    }
+
+    #[test]
     fn a_client_certificate_needs_a_key_that_fits() {
         let (_, folder) = server();
         let write = |name: &str, text: String| {
