@@ -298,14 +298,8 @@ impl Session {
                         warm.logged_in(login.client_name.as_deref());
                     }
                     let (origin, token_ends) = (granted.origin, granted.expires_at);
-                    let opened = Opened {
-                        mailbox,
-                        origin,
-                        token_ends,
-                        connection,
-                        _seat: seat,
-                        pass: Some(pass),
-                    };
+                    let opened =
+                        Opened { mailbox, origin, token_ends, connection, _seat: seat, pass: Some(pass) };
                     return Ok((io, rest, welcome, opened));
                 }
                 Err(BackFailure::Said(BackError::NoMechanism { .. }))

@@ -260,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_address_does_not_hold_up_a_live_one() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = listener.local_addr().unwrap();
         let dead = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
         let stream = race(VecDeque::from([dead, live]), ATTEMPT_LIMIT).await.unwrap();

@@ -328,14 +328,14 @@ impl Records {
             let left = incoming.get_mut(used..).unwrap_or_default();
             let status = self.tls.process_tls_records(left);
             let mut discard = status.discard;
-            let state = match status.state {
-                Ok(state) => state,
+            let connection = match status.state {
+                Ok(connection) => connection,
                 Err(error) => {
                     self.last_words(incoming.get_mut(used..).unwrap_or_default(), out)?;
                     return Err(error);
                 }
             };
-            let stage = match state {
+            let stage = match connection {
                 ConnectionState::ReadTraffic(mut traffic) => {
                     while let Some(record) = traffic.next_record() {
                         let record = record?;
@@ -361,11 +361,12 @@ impl Records {
                     match wish {
                         Wish::Open => {}
                         Wish::Seal(text, room) => {
-                            sealed = traffic.encrypt(text, room).map_err(not_sealed)?;
+                            sealed = traffic.encrypt(text, room).map_err(|error| not_sealed(&error))?;
                         }
                         Wish::Close => {
                             let mut room = [0; OVERHEAD];
-                            let length = traffic.queue_close_notify(&mut room).map_err(not_sealed)?;
+                            let length =
+                                traffic.queue_close_notify(&mut room).map_err(|error| not_sealed(&error))?;
                             out.extend_from_slice(room.get(..length).unwrap_or_default());
                         }
                     }
@@ -374,7 +375,9 @@ impl Records {
                 }
                 ConnectionState::Closed => Some(Stage::Closed),
                 ConnectionState::BlockedHandshake => Some(Stage::Handshaking),
-                _ => return Err(rustls::Error::General("early data where none was asked for".to_owned())),
+                ConnectionState::ReadEarlyData(_) | _ => {
+                    return Err(rustls::Error::General("early data where none was asked for".to_owned()));
+                }
             };
             used += discard;
             if let Some(stage) = stage {
@@ -408,7 +411,7 @@ fn encode(
         .map_err(|error| rustls::Error::General(error.to_string()))
 }
 
-fn not_sealed(error: EncryptError) -> rustls::Error {
+fn not_sealed(error: &EncryptError) -> rustls::Error {
     rustls::Error::General(error.to_string())
 }
 
@@ -457,7 +460,7 @@ mod tests {
     }
 
     fn noise(length: usize) -> Vec<u8> {
-        (0..length).map(|i| (i * 31 % 251) as u8).collect()
+        (0..=250).cycle().step_by(31).take(length).collect()
     }
 
     #[tokio::test]
@@ -483,7 +486,7 @@ mod tests {
                     writing.write_all(&sent).await.unwrap();
                     writing.shutdown().await.unwrap();
                 };
-                let (_, read) = tokio::join!(written, reading.read_to_end(&mut got));
+                let ((), read) = tokio::join!(written, reading.read_to_end(&mut got));
                 read.unwrap();
                 assert!(got == sent, "{width}");
                 echoing.await.unwrap();

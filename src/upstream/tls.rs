@@ -10,8 +10,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme,
-    SupportedProtocolVersion,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore,
+    SignatureScheme, SupportedProtocolVersion,
 };
 
 use super::error::UpstreamError;
@@ -295,7 +295,8 @@ mod tests {
 
     #[test]
     fn of_tls_1_3_the_suite_with_the_cheapest_handshake_is_offered_first_and_all_are_there() {
-        let ours: Vec<_> = provider(&Tls::default()).cipher_suites.iter().map(|suite| suite.suite()).collect();
+        let ours: Vec<_> =
+            provider(&Tls::default()).cipher_suites.iter().map(rustls::SupportedCipherSuite::suite).collect();
         assert_eq!(ours[0], CipherSuite::TLS13_AES_128_GCM_SHA256);
         let usual = aws_lc_rs::default_provider().cipher_suites;
         assert!(usual.iter().all(|suite| ours.contains(&suite.suite())) && usual.len() == ours.len());
