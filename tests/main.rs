@@ -28,6 +28,7 @@ mod peers;
 mod proxies;
 mod readme;
 mod recipes;
+mod safety;
 mod setup;
 mod simulator;
 mod slicing;

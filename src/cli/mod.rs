@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::out::Out;
 use crate::config::model::Config;
+use crate::explain::Explain as _;
 
 pub mod ask;
 pub mod certificate;
@@ -23,6 +24,7 @@ pub mod login;
 mod loopback;
 pub mod out;
 pub mod pid_file;
+mod privileges;
 pub mod reference;
 pub mod run;
 pub mod schema;
@@ -117,6 +119,7 @@ enum Command {
 /// Runs the command that the arguments name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut out = Out::standard();
+    crate::telemetry::panics::tell_the_place_only();
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(told) => {
@@ -168,6 +171,26 @@ fn load(path: &Path, out: &mut Out) -> Result<Config, ExitCode> {
         ExitCode::from(MISUSED)
     })?;
     Ok(loaded.config)
+}
+
+/// The configuration, for a command that opens the token store: what it writes there belongs to `run.user`.
+fn load_for_store(path: &Path, out: &mut Out) -> Result<Config, ExitCode> {
+    let config = load(path, out)?;
+    go_on_as(&config, out)?;
+    Ok(config)
+}
+
+/// Root becomes `run.user`; whoever else runs a command stays who they are.
+fn go_on_as(config: &Config, out: &mut Out) -> Result<(), ExitCode> {
+    let assumed = privileges::Identity::of(&config.run).and_then(|identity| match identity {
+        Some(identity) if privileges::is_root() => identity.assume(),
+        Some(_) | None => Ok(()),
+    });
+    assumed.map_err(|error| {
+        let story = error.explain();
+        out.error(format_args!("{}; {}", story.what, story.remedy));
+        ExitCode::from(FAILED)
+    })
 }
 
 /// One TLS provider for everything, also for crates that ask for the process's default.

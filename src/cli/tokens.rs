@@ -13,7 +13,7 @@ use url::Url;
 
 use super::login::MEMORY;
 use super::out::Out;
-use super::{FAILED, MISUSED, load};
+use super::{FAILED, MISUSED, load_for_store};
 use crate::clock;
 use crate::config::model::{Account, Config, Store as Place};
 use crate::explain::Explain as _;
@@ -91,7 +91,7 @@ fn at_the_store(
     out: &mut Out,
     work: impl AsyncFnOnce(&Config, &Arc<dyn Store>, &mut Out) -> Result<ExitCode, StoreError>,
 ) -> ExitCode {
-    let config = match load(path, out) {
+    let config = match load_for_store(path, out) {
         Ok(config) => config,
         Err(code) => return code,
     };
