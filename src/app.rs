@@ -105,6 +105,7 @@ impl App {
             metrics,
             recordings: Arc::new(Recordings::default()),
             sessions: TaskTracker::new(),
+            warm: TaskTracker::new(),
             draining,
         };
         let seats = Seats::new(config.limits.sessions_per_user);
@@ -199,8 +200,10 @@ impl App {
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         self.house.draining.cancel();
         self.house.sessions.close();
+        self.house.warm.close();
         let limit = self.live.now.load().config.limits.drain_timeout;
         let drained = tokio::select! {
+            biased;
             drained = timeout(limit, self.house.sessions.wait()) => drained.is_ok(),
             () = hurry => false,
         };
@@ -210,6 +213,7 @@ impl App {
             tracing::warn!(left, "sessions are ended before they came to their end");
             drop(timeout(HARD_STOP_LIMIT, self.house.sessions.wait()).await);
         }
+        drop(timeout(HARD_STOP_LIMIT, self.house.warm.wait()).await);
     }
 
     /// Everything that can fail comes first; nothing is changed before it is through.

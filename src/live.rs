@@ -16,10 +16,14 @@ use crate::admin::status::{
 };
 use crate::clock;
 use crate::config::model::{Config, Upstream};
+use crate::explain::{CauseKind, Fault, Refusal};
 use crate::serve::listener::{Room, Trouble};
 use crate::serve::recorder::Recordings;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::{AccountSnapshot, Broker};
+
+/// How long a failure of a login says something about the next one.
+const FAILURE_HOLDS: SignedDuration = SignedDuration::from_secs(60);
 
 /// Handles into the running proxy.
 pub struct Live {
@@ -101,16 +105,42 @@ impl StatusSource for Live {
         if self.draining.is_cancelled() {
             return Readiness::NotReady("the proxy stops".to_owned());
         }
-        let accounts = self.broker.snapshot();
-        let broken =
-            |account: &AccountSnapshot| account.last_failure.is_some() && account.expires_in.is_none();
-        if !accounts.is_empty() && accounts.iter().all(broken) {
-            return Readiness::NotReady(
-                "no account gets a token; see the accounts' last failures".to_owned(),
-            );
-        }
-        Readiness::Ready
+        token_paths(&self.broker.snapshot(), clock::wall())
     }
+}
+
+/// Whether at least one way to a token is not broken, as far as the logins of the last [`FAILURE_HOLDS`] tell.
+///
+/// What is wrong with one person (password, lock-out, policy) says that the way is good: the identity provider
+/// answered. And whoever is not ready gets no logins that could find out that it works again, so a failure
+/// holds for a while only.
+fn token_paths(accounts: &[AccountSnapshot], now: Timestamp) -> Readiness {
+    let failed = |account: &AccountSnapshot| {
+        let (when, story) = account.last_failure.as_ref()?;
+        let lacks_consent =
+            matches!(story.refusal, Refusal::ContactAdmin(cause) if cause.kind == CauseKind::Consent);
+        (now.duration_since(*when) < FAILURE_HOLDS).then_some(match story.fault {
+            Fault::Tenant if lacks_consent => Way::Broken,
+            Fault::MailClient | Fault::Account | Fault::Tenant => Way::Good,
+            Fault::Configuration | Fault::Network | Fault::Provider | Fault::Mailkey => Way::Broken,
+        })
+    };
+    let way = |account: &AccountSnapshot| match account.expires_in {
+        Some(_) => Some(Way::Good),
+        None => failed(account),
+    };
+    let ways: Vec<Way> = accounts.iter().filter_map(way).collect();
+    if ways.contains(&Way::Broken) && !ways.contains(&Way::Good) {
+        return Readiness::NotReady("no account gets a token; see the accounts' last failures".to_owned());
+    }
+    Readiness::Ready
+}
+
+/// How the way to a token is, as one account found it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Good,
+    Broken,
 }
 
 impl Live {
@@ -167,5 +197,78 @@ fn shown(account: AccountSnapshot, now: Timestamp) -> AccountStatus {
             remedy: story.remedy,
             when,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::model::Protocol;
+    use crate::explain::{Explanation, Passes};
+
+    fn account(has_token: bool, failed: Option<(i64, Fault)>) -> AccountSnapshot {
+        AccountSnapshot {
+            user: "alice@contoso.com".to_owned(),
+            application: "app".to_owned(),
+            protocol: Protocol::Imap,
+            grant: None,
+            token_age: None,
+            expires_in: has_token.then_some(Duration::from_mins(50)),
+            unused_for: Duration::ZERO,
+            last_failure: failed.map(|(seconds_ago, fault)| {
+                let story = Explanation {
+                    code: "X".into(),
+                    fault,
+                    what: "x".to_owned(),
+                    remedy: "y".to_owned(),
+                    passes: Passes::Never,
+                    refusal: Refusal::BadCredentials,
+                };
+                (now() - SignedDuration::from_secs(seconds_ago), story)
+            }),
+        }
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_800_000_000).unwrap()
+    }
+
+    fn is_ready(accounts: &[AccountSnapshot]) -> bool {
+        token_paths(accounts, now()) == Readiness::Ready
+    }
+
+    #[test]
+    fn nobody_who_signed_in_yet_is_no_reason_against_it() {
+        assert!(is_ready(&[]));
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_person_takes_no_replica_out() {
+        for fault in [Fault::MailClient, Fault::Account, Fault::Tenant] {
+            assert!(is_ready(&[account(false, Some((1, fault)))]), "{fault:?}");
+            let outage = account(false, Some((1, Fault::Network)));
+            assert!(is_ready(&[outage, account(false, Some((1, fault)))]), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn where_every_way_to_a_token_is_broken_it_is_not_ready() {
+        for fault in [Fault::Configuration, Fault::Network, Fault::Provider, Fault::Mailkey] {
+            let broken = account(false, Some((1, fault)));
+            assert!(!is_ready(std::slice::from_ref(&broken)), "{fault:?}");
+            assert!(!is_ready(&[broken.clone(), account(false, None)]), "{fault:?}");
+            assert!(is_ready(&[broken, account(true, Some((1, fault)))]), "{fault:?}");
+        }
+        let mut no_consent = account(false, Some((1, Fault::Tenant)));
+        no_consent.last_failure.as_mut().unwrap().1.refusal = Refusal::contact_admin(CauseKind::Consent);
+        assert!(!is_ready(&[no_consent]));
+    }
+
+    #[test]
+    fn a_failure_holds_for_a_minute_so_that_somebody_can_find_it_mended() {
+        assert!(!is_ready(&[account(false, Some((59, Fault::Network)))]));
+        assert!(is_ready(&[account(false, Some((60, Fault::Network)))]));
     }
 }

@@ -83,7 +83,7 @@ fn modules_use_only_what_the_map_allows() {
             &["token", "seats", "upstream", "config", "secret", "explain", "clock", "stream", "telemetry"],
         ),
         ("admin", &["token", "config", "clock", "stream", "telemetry"]),
-        ("live", &["admin", "serve", "upstream", "config", "token", "telemetry", "clock"]),
+        ("live", &["admin", "serve", "upstream", "config", "token", "explain", "telemetry", "clock"]),
         (
             "app",
             &[

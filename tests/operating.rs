@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use mailkey::config;
-use mailkey::simulator::{ALICE, MailFault, Service};
+use mailkey::simulator::{ALICE, IdentityFault, MailFault, Service};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -430,6 +430,62 @@ async fn a_stop_says_goodbye_to_idle_imap_sessions_and_waits_for_what_is_under_w
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("before they came to their end"), "{log}");
     assert_eq!(stage.office.messages(ALICE.0, "INBOX").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_leaves_the_proxy_ready_and_an_outage_of_the_identity_provider_does_not() {
+    let stage = Stage::usual().await;
+    let try_login = async |user: &str, password: &str, answer: &str| {
+        let mut wire = stage.wire("imap").await;
+        wire.until("* OK").await;
+        wire.ask(&format!("a LOGIN {user} \"{password}\""), answer).await;
+    };
+    assert_eq!(page(&stage, "/readyz").await.0, 200);
+    try_login(ALICE.0, "wrong", "a NO").await;
+    assert_eq!(page(&stage, "/readyz").await.0, 200, "it is one person's affair");
+    let other = Stage::usual().await;
+    other.office.mischief().identity(IdentityFault::AadSts(700_016));
+    let mut wire = other.wire("imap").await;
+    wire.until("* OK").await;
+    wire.ask(&format!("a LOGIN {} \"{}\"", ALICE.0, ALICE.1), "a NO").await;
+    let (status, why) = page(&other, "/readyz").await;
+    assert!(status == 503 && why.contains("no account gets a token"), "{status} {why}");
+    assert_eq!(page(&other, "/healthz").await.0, 200, "it is alive all the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn warm_connections_are_no_sessions_that_a_stop_would_cut() {
+    let stage = Stage::usual().await;
+    let mut proxy = Process::start(&stage, str::to_owned);
+    let imap = proxy.address("imap").await;
+    let admin = proxy.admin().await;
+    for _ in 0..3 {
+        let mut wire = dial(imap).await;
+        wire.until("* OK").await;
+        wire.ask(&format!("a LOGIN {} \"{}\"", ALICE.0, ALICE.1), "a OK").await;
+        wire.ask("b LOGOUT", "b OK").await;
+    }
+    let parked = async {
+        loop {
+            let mut wire = dial(admin).await;
+            wire.say("GET /metrics HTTP/1.0\r\n\r\n").await;
+            let lines = wire.rest().await;
+            let is =
+                |line: &String| line.starts_with("mailkey_warm_connections_parked{") && !line.ends_with(" 0");
+            if lines.iter().any(is)
+                && lines.iter().any(|line| line == "mailkey_sessions{listener=\"imap\"} 0")
+            {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, parked).await.expect("a connection is kept warm");
+    proxy.signal("-TERM");
+    proxy.signal("-TERM");
+    let (code, log) = proxy.end().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("before they came to their end"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,7 @@ fn stored(token: &str) -> StoredSignIn {
 }
 
 #[cfg(feature = "redis")]
-mod redis {
+pub mod redis {
     use super::*;
     use jiff::SignedDuration;
     use mailkey::clock;
@@ -65,14 +65,14 @@ mod redis {
     }
 
     /// A server without persistence, on a port that was free.
-    struct Server {
+    pub struct Server {
         port: u16,
         child: Option<Child>,
         options: Vec<String>,
     }
 
     impl Server {
-        async fn start(options: &[&str]) -> Self {
+        pub async fn start(options: &[&str]) -> Self {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let options = options.iter().map(ToString::to_string).collect();
             let mut server = Self { port, child: None, options };
@@ -113,7 +113,7 @@ mod redis {
             assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
         }
 
-        fn url(&self) -> String {
+        pub fn url(&self) -> String {
             format!("redis://127.0.0.1:{}/", self.port)
         }
 

@@ -41,8 +41,10 @@ pub(super) struct House {
     pub(super) broker: Arc<Broker>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) recordings: Arc<Recordings>,
-    /// Knows every session and warm connection, so that a stop can wait for them.
+    /// Knows every session, so that a stop can wait for them.
     pub(super) sessions: TaskTracker,
+    /// Knows every warm connection, so that a stop can wait for their goodbyes.
+    pub(super) warm: TaskTracker,
     /// Ends accepting; sessions end as soon as they lose nothing by it.
     pub(super) draining: CancellationToken,
 }
@@ -199,7 +201,7 @@ fn warm_connections(
         max_age: limits.warm_connection_age,
         host_name: host_name(),
         metrics: Arc::clone(&house.metrics),
-        tracker: house.sessions.clone(),
+        tracker: house.warm.clone(),
         draining: prepared.closing.clone(),
     });
     known.push(Arc::clone(&new));

@@ -214,7 +214,7 @@ impl Stage {
     }
 
     async fn clear(self) {
-        self.app.stop(std::future::ready(())).await;
+        self.app.stop(run::asked_to_stop()).await;
         self.office.stop().await;
         // a folder in the temporary directory that stays behind harms nobody
         drop(std::fs::remove_dir_all(&self.folder));

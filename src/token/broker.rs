@@ -422,7 +422,16 @@ impl Inner {
         }
         let ttl = question.deadline.saturating_duration_since(clock::now()) + Duration::from_secs(1);
         let lease = match self.asker.stored(store.lease(&shared_key, ttl)).await {
-            Ok(Some(lease)) => Some(lease),
+            Ok(Some(lease)) => {
+                // The one who held it before may have shared its token since we looked.
+                if question.password.is_some()
+                    && let Some(granted) = self.take_shared(&shared_key, question, names).await
+                {
+                    self.give_back(Some(lease)).await;
+                    return Ok(granted);
+                }
+                Some(lease)
+            }
             Ok(None) => match self.wait_for_other(&shared_key, question, names).await {
                 Some(granted) => return Ok(granted),
                 None => None,

@@ -363,6 +363,19 @@ async fn replicas_share_the_budget_and_the_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_is_shared_between_the_look_for_it_and_the_lease_is_not_asked_for_again() {
+    let (store, provider) = (Arc::new(TestStore::default()), Provider::new());
+    store.shares.store(true, Ordering::SeqCst);
+    let account = account(&[Grant::Password]);
+    let one = Scene::beside(Arc::clone(&account), Arc::clone(&store), provider.clone());
+    let two = Scene::beside(account, Arc::clone(&store), provider);
+    one.told("right").await;
+    store.early.store(true, Ordering::SeqCst);
+    assert_eq!(two.login("right").await.unwrap(), ("t1".to_owned(), Origin::Shared));
+    assert_eq!(two.provider.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_of_another_replica_is_waited_for_and_then_overridden() {
     let scene = Scene::new(&[Grant::Password]);
     scene.store.leased.store(true, Ordering::SeqCst);

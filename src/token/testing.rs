@@ -216,6 +216,8 @@ pub(crate) struct TestStore {
     pub(crate) shares: AtomicBool,
     /// Whether another replica holds every lease.
     pub(crate) leased: AtomicBool,
+    /// The next look for a shared token comes a moment before another replica shares it.
+    pub(crate) early: AtomicBool,
     pub(crate) wrong: Mutex<HashSet<(Digest, Digest)>>,
     pub(crate) saved: AtomicUsize,
     /// How long storing a sign-in takes.
@@ -287,7 +289,10 @@ impl Store for TestStore {
     }
 
     fn shared_token<'a>(&'a self, key: &'a Digest) -> StoreFuture<'a, Option<SharedToken>> {
-        self.answer(|| self.shared.lock().unwrap().get(key).cloned())
+        self.answer(|| {
+            let early = self.early.swap(false, Ordering::SeqCst);
+            self.shared.lock().unwrap().get(key).filter(|_| !early).cloned()
+        })
     }
 
     fn share_token<'a>(&'a self, key: &'a Digest, token: &'a SharedToken) -> StoreFuture<'a, ()> {

@@ -1,0 +1,138 @@
+//! What a client waits for: an answer on an open session, a login at a distance, its turn in a storm.
+
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Run;
+use crate::load::{Job, Protocol};
+use crate::stub::Ports;
+use crate::thing::{Load, Running, Thing, free_ports};
+
+/// NOOP on 1 session and on 200, all things signed in before the first round.
+pub(super) fn latency(run: &mut Run<'_>) -> Result<()> {
+    let subjects = run.start_all(Protocol::Imap)?;
+    for (name, sessions, per_second) in [("one", 1, 500), ("many", 200, 1000)] {
+        let time = if run.settings.smoke { Duration::from_millis(50) } else { Duration::from_millis(1500) };
+        let mut loads = Vec::new();
+        for subject in &subjects {
+            // each login takes it 0.2 s of processor time, and its limit of sessions is near
+            let sessions =
+                if subject.thing == Thing::Emailproxy { run.amount(sessions.min(50)) } else { sessions };
+            let job = Job::RoundTrips { sessions, per_second, time };
+            loads.push((subject, Load::ready(subject.target(Protocol::Imap), job)?));
+        }
+        for round in 0..run.rounds() {
+            run.round = round;
+            loads.rotate_left(1);
+            for (subject, load) in &mut loads {
+                let before = subject.cpu()?;
+                let outcome = load.go()?;
+                let cpu = subject.cpu()? - before;
+                ensure!(outcome.errors == 0, "{}: {:?}", subject.thing.name(), outcome.first_error);
+                load.until_ready()?;
+                run.note(subject.thing, &format!("{name}.p50_us"), outcome.p50);
+                run.note(subject.thing, &format!("{name}.p99_us"), outcome.p99);
+                run.note(subject.thing, &format!("{name}.cpu_us"), cpu * 1e6 / outcome.done as f64);
+            }
+        }
+        added(run, name);
+    }
+    Ok(())
+}
+
+/// What each adds to the time without anything between, by round.
+fn added(run: &mut Run<'_>, name: &str) {
+    for part in ["p50", "p99"] {
+        let metric = format!("{name}.{part}_us");
+        let of = |thing: &str, round| {
+            let mut samples = run.samples.iter();
+            samples.find(|s| s.metric == metric && s.thing == thing && s.round == round).map(|s| s.value)
+        };
+        let mut found = Vec::new();
+        for thing in run.things().into_iter().filter(|thing| *thing != Thing::Direct) {
+            for round in 0..run.rounds() {
+                if let (Some(with), Some(without)) = (of(thing.name(), round), of("direct", round)) {
+                    found.push((thing, round, with - without));
+                }
+            }
+        }
+        for (thing, round, value) in found {
+            run.round = round;
+            run.note(thing, &format!("{name}.added_{part}_us"), value);
+        }
+    }
+}
+
+/// From connecting to the answer to the login, where upstream is 40 ms away and back.
+pub(super) fn distance(run: &mut Run<'_>) -> Result<()> {
+    let near = run.ground.ports;
+    let ports = Ports { https: near.https, ..free_ports()? };
+    let [submission] = [free_ports()?.imap];
+    let ports = Ports { submission, ..ports };
+    let mut far = Command::new(std::env::current_exe()?);
+    far.arg("far").arg("20").stdin(Stdio::null());
+    for (port, target) in [
+        (ports.imap, near.imap),
+        (ports.pop3, near.pop3),
+        (ports.smtp, near.smtp),
+        (ports.submission, near.submission),
+    ] {
+        far.arg(format!("{port}:{target}"));
+    }
+    let _far = crate::thing::Process::of(far.spawn()?);
+    sleep(Duration::from_millis(200));
+    let things = run.things();
+    let mut subjects: Vec<Running> =
+        things.iter().map(|thing| run.ground.start_before(*thing, ports)).collect::<Result<_>>()?;
+    for (protocol, name) in [(Protocol::Imap, "imap"), (Protocol::Pop3, "pop3"), (Protocol::Smtp, "smtp")] {
+        let one = Job::Logins { workers: 1, count: 1, users: 1, pause: None };
+        for _ in 0..3 {
+            for subject in &subjects {
+                // the token, and a rate of logins that connections are kept warm for
+                subject.bear_well(protocol, one.clone())?;
+            }
+            sleep(Duration::from_millis(400));
+        }
+        run.interleave(&mut subjects, |run, subject| {
+            // what it does after one login must not weigh on the next
+            sleep(Duration::from_millis(50));
+            let (_, outcome) = subject.bear_well(protocol, one.clone())?;
+            run.note(subject.thing, &format!("{name}.ms"), outcome.p50 / 1e3);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// 2,000 clients of 50 accounts at once, at a process that has just started and holds no token.
+pub(super) fn storm(run: &mut Run<'_>) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    for round in 0..run.rounds() {
+        run.round = round;
+        for thing in run.things() {
+            if thing == Thing::Emailproxy && round > 0 {
+                continue;
+            }
+            let before = run.ground.counts()?;
+            let subject = run.ground.start(thing)?;
+            let job = Job::Storm { clients: run.amount(2000), users: 50, limit: LIMIT };
+            let (cpu, outcome) = subject.bear(Protocol::Imap, job).context("the storm")?;
+            let tokens = run.ground.counts()?.tokens - before.tokens;
+            run.note(thing, "storm.served", outcome.done as f64);
+            run.note(thing, "storm.errors", outcome.errors as f64);
+            run.note(thing, "storm.s", if outcome.errors == 0 { outcome.max / 1e6 } else { outcome.seconds });
+            run.note(thing, "storm.cpu_s", cpu);
+            if thing.swaps() && thing != Thing::Dovecot {
+                run.note(thing, "storm.tokens", tokens as f64);
+            }
+            if let Some(error) = outcome.first_error {
+                run.remark(format!("{}, in the storm: {error}", thing.name()));
+                ensure!(!thing.is_mailkey() || !run.settings.smoke, "{error}");
+            }
+        }
+    }
+    Ok(())
+}
