@@ -38,4 +38,5 @@ mod stage;
 mod store;
 mod transcripts;
 mod traps;
+mod trust;
 mod warm;

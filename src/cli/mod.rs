@@ -198,3 +198,25 @@ fn install_crypto() {
     // a second call finds the same provider in place
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Arguments stand in the list of processes, for every user of the machine to read.
+    #[test]
+    fn no_argument_takes_a_secret() {
+        fn look(command: &clap::Command, seen: &mut usize) {
+            for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
+                *seen += 1;
+                let name = argument.get_id().as_str();
+                let secret = ["password", "secret", "token", "key"].iter().any(|word| name.contains(word));
+                assert!(!secret || name.ends_with("_file"), "{}: {name}", command.get_name());
+            }
+            command.get_subcommands().for_each(|command| look(command, seen));
+        }
+        let mut seen = 0;
+        look(&Arguments::command(), &mut seen);
+        assert!(seen > 10, "{seen} arguments were looked at");
+    }
+}
