@@ -75,7 +75,7 @@ impl Practice {
 
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.notes.path().join(name);
-        write_private(&path, &text);
+        write_private(&path, text);
         path.display().to_string()
     }
 
