@@ -26,6 +26,7 @@ mod legacy;
 mod operating;
 mod passwords;
 mod peers;
+mod ports;
 mod proxies;
 mod readme;
 mod recipes;

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::ports::free_port;
 use crate::stage::{PATIENCE, Plan, Stage, Wire, run, write_private};
 use crate::transcripts::replay_recording;
 
@@ -313,11 +314,6 @@ impl Process {
 
 pub async fn dial(address: std::net::SocketAddr) -> Wire {
     Wire(BufReader::new(TcpStream::connect(address).await.unwrap()))
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Log output by `tracing`: text for people, JSON for machines, to standard error.
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -10,7 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// # Errors
 /// A filter that does not parse; logging that is already on.
 pub fn start(level: &str, json: bool) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("warn,mailkey={level}")).map_err(|e| e.to_string())?;
+    let filter = format!("warn,mailkey={level}").parse::<Targets>().map_err(|e| e.to_string())?;
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     if json {
