@@ -4,8 +4,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Starts logging for the whole process. Our dependencies stay at `warn`, so
-/// that no library's trace shows what passes through it.
+/// Starts logging for the whole process. `level` may go on as a filter (`debug,hyper=trace`); unless it names them,
+/// our dependencies stay at `warn`. `RUST_LOG` counts for nothing.
 ///
 /// # Errors
 /// A filter that does not parse; logging that is already on.

@@ -13,7 +13,7 @@ use tokio::io::BufReader;
 use tokio::net::TcpStream;
 
 use crate::ports::free_port;
-use crate::stage::{Told, Wire, run};
+use crate::stage::{Told, Wire, run, write_private};
 
 /// How long a program may take to come up.
 const START: Duration = Duration::from_secs(30);
@@ -120,7 +120,7 @@ impl Mailkey {
             std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o600))
                 .unwrap();
         }
-        std::fs::write(folder.path().join("proxy.yaml"), configuration(office, &plan)).unwrap();
+        write_private(&folder.path().join("proxy.yaml"), &configuration(office, &plan));
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut words = plan.wrapper.clone();
         words.push(env!("CARGO_BIN_EXE_mailkey").to_owned());
