@@ -302,9 +302,16 @@ impl Running {
 
     /// The last it wrote.
     pub fn log(&self) -> String {
+        let text = self.whole_log();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+
+    /// All that it wrote.
+    pub fn whole_log(&self) -> String {
         let Some(folder) = &self.folder else { return String::new() };
         let text = fs::read(folder.path().join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Seconds of processor time so far; none where there is nothing between.
