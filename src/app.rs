@@ -107,6 +107,7 @@ impl App {
             started: clock::wall(),
             draining: house.draining.clone(),
             reload: ArcSwapOption::empty(),
+            sign_ins: ArcSwap::from_pointee(Vec::new()),
         });
         let app = Self {
             places: Arc::new(Semaphore::new(config.limits.sessions)),
@@ -132,6 +133,7 @@ impl App {
         rooms.learn();
         app.house.metrics.reloaded(true, clock::wall());
         tokio::spawn(Arc::clone(&app.house.broker).renew_forever(app.stopping.clone()));
+        tokio::spawn(Arc::clone(&app.live).watch_sign_ins(app.stopping.clone()));
         Ok(app)
     }
 

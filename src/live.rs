@@ -4,9 +4,11 @@ pub mod expiry;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::{SignedDuration, Timestamp};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::expiry::Expiry;
@@ -25,6 +27,9 @@ use crate::token::broker::{AccountSnapshot, Broker};
 /// How long a failure of a login says something about the next one.
 const FAILURE_HOLDS: SignedDuration = SignedDuration::from_secs(60);
 
+/// How often stored sign-ins are looked at: their ends are days away.
+const SIGN_INS_AGAIN: Duration = Duration::from_mins(15);
+
 /// Handles into the running proxy.
 pub struct Live {
     /// What it runs on since the start or the last reload.
@@ -41,6 +46,8 @@ pub struct Live {
     pub draining: CancellationToken,
     /// The last reload.
     pub reload: ArcSwapOption<ReloadStatus>,
+    /// The ends of stored sign-ins, as they were when they were last looked at.
+    pub sign_ins: ArcSwap<Vec<Expiry>>,
 }
 
 /// What a reload replaces.
@@ -82,7 +89,11 @@ impl StatusSource for Live {
             accounts: self.broker.snapshot().into_iter().map(|account| shown(account, now)).collect(),
             logins: totals.logins,
             refusals: totals.refusals,
-            warnings: expiry::warnings(&self.now.load().expiries, now),
+            warnings: [
+                expiry::warnings(&self.now.load().expiries, now),
+                expiry::warnings(&self.sign_ins.load(), now),
+            ]
+            .concat(),
             history: self.metrics.history(now),
             last_reload: self.reload.load().as_deref().cloned(),
             recordings: self.recordings.all().len(),
@@ -144,6 +155,17 @@ enum Way {
 }
 
 impl Live {
+    /// Looks at the stored sign-ins now and then, until `cancel`.
+    pub async fn watch_sign_ins(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let ends = self.broker.sign_in_ends().await;
+            self.sign_ins.store(Arc::new(ends.into_iter().map(expiry::sign_in).collect()));
+            if cancel.run_until_cancelled(sleep(SIGN_INS_AGAIN)).await.is_none() {
+                return;
+            }
+        }
+    }
+
     fn listeners(&self) -> Vec<ListenerStatus> {
         let state = self.now.load();
         let of = |listener: &Arc<crate::config::model::Listener>| {
@@ -202,8 +224,6 @@ fn shown(account: AccountSnapshot, now: Timestamp) -> AccountStatus {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::config::model::Protocol;
     use crate::explain::{Explanation, Passes};

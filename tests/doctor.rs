@@ -3,7 +3,7 @@
 
 use mailkey::simulator::{
     ALICE, BOB, CONFIDENTIAL_CLIENT_ID, CONFIDENTIAL_CLIENT_SECRET, CertificateFault, Condition, EwsFault,
-    IdentityFault, MailFault, PUBLIC_CLIENT_ID, Service, Settings, User,
+    ExpiresIn, IdentityFault, MailFault, PUBLIC_CLIENT_ID, Service, Settings, Step, User,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -291,6 +291,129 @@ async fn an_identity_provider_in_trouble_leaves_the_upstreams_examined() {
             assert_eq!(told.result(branch, "service"), "well", "{fault:?}: {}", told.all);
             assert_eq!(told.result(branch, "sign-in"), "not-reached", "{fault:?}: {}", told.all);
         }
+    }
+}
+
+/// What goes wrong, at once and alone, everywhere.
+#[derive(Clone, Debug)]
+enum Wrong {
+    Identity(IdentityFault),
+    Mail(MailFault),
+    Ews(EwsFault),
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "most of it is the list of what can go wrong")]
+async fn with_every_other_kind_of_mischief_a_step_fails_with_a_code_and_a_cure() {
+    let seconds = std::time::Duration::from_secs;
+    let identity = [
+        IdentityFault::Hang,
+        IdentityFault::Reset,
+        IdentityFault::Status(500),
+        IdentityFault::Status(404),
+        IdentityFault::Malformed,
+        IdentityFault::Empty,
+        IdentityFault::WrongType,
+        IdentityFault::Redirect("https://login.example/".to_owned()),
+        IdentityFault::BadToken,
+    ];
+    let mail = [
+        MailFault::HangGreeting,
+        MailFault::HalfGreeting,
+        MailFault::CloseAt(Step::Greeting),
+        MailFault::CloseAt(Step::Capability),
+        MailFault::ResetAt(Step::Login),
+        MailFault::HangAt(Step::Login),
+        MailFault::CloseAt(Step::AfterLogin),
+        MailFault::Throttle,
+        MailFault::ConcurrencyLimit(0),
+        MailFault::ErrorChallenge,
+        MailFault::EmptyChallenge,
+        MailFault::RefuseToken,
+    ];
+    let ews = [
+        EwsFault::RefuseConnect,
+        EwsFault::Unauthorized,
+        EwsFault::Throttled(30),
+        EwsFault::Unavailable(30),
+        EwsFault::Locked,
+        EwsFault::Redirect("https://elsewhere.example/".to_owned()),
+        EwsFault::ServerBusy,
+        EwsFault::Hang,
+        EwsFault::CloseMidBody,
+    ];
+    let all = identity.into_iter().map(Wrong::Identity);
+    let all = all.chain(mail.into_iter().map(Wrong::Mail)).chain(ews.into_iter().map(Wrong::Ews));
+    let mut examined = tokio::task::JoinSet::new();
+    // not all at once: a machine that is busy would look like a network that swallows packets
+    let turns = std::sync::Arc::new(tokio::sync::Semaphore::new(6));
+    for wrong in all {
+        let turns = std::sync::Arc::clone(&turns);
+        examined.spawn(async move {
+            let _turn = turns.acquire().await.unwrap();
+            let practice = Practice::usual().await;
+            let mischief = practice.stage.office.mischief();
+            let branches = match &wrong {
+                Wrong::Identity(fault) => {
+                    mischief.identity(fault.clone());
+                    vec!["identity", "imap", "pop3", "smtp", "ews"]
+                }
+                Wrong::Mail(fault) => {
+                    for service in [Service::Imap, Service::Pop3, Service::Smtp] {
+                        mischief.mail(service, fault.clone());
+                        // how a refusal is worded
+                        if matches!(fault, MailFault::ErrorChallenge | MailFault::EmptyChallenge) {
+                            mischief.mail(service, MailFault::RefuseToken);
+                        }
+                    }
+                    vec!["imap", "pop3", "smtp"]
+                }
+                Wrong::Ews(fault) => {
+                    mischief.ews(fault.clone());
+                    vec!["ews"]
+                }
+            };
+            let path = practice
+                .configure(&practice.one_scope(), "limits: {connect-timeout: 6s, login-timeout: 8s}\n");
+            // what hangs is not waited for longer than the test needs
+            let patience = if format!("{wrong:?}").contains("Hang") { "15" } else { "60" };
+            let told = diagnose(&path, &["--timeout", patience, "--user", ALICE.0], ALICE.1).await;
+            assert_eq!(told.code, Some(1), "{wrong:?}: {}", told.document["verdict"]);
+            let mut failed = 0;
+            for one in told.document["branches"].as_array().unwrap() {
+                for step in one["steps"].as_array().unwrap().iter().filter(|step| step["result"] == "failed")
+                {
+                    let title = one["title"].as_str().unwrap();
+                    assert!(branches.iter().any(|branch| title.starts_with(branch)), "{wrong:?}: {step:#}");
+                    for field in ["code", "remedy", "what", "fault"] {
+                        assert!(
+                            step[field].as_str().is_some_and(|text| !text.is_empty()),
+                            "{wrong:?}: {step:#}"
+                        );
+                    }
+                    assert_ne!(step["fault"], "mailkey", "{wrong:?}: {step:#}");
+                    failed += 1;
+                }
+            }
+            assert!(failed > 0, "{wrong:?}: {}", told.document["verdict"]);
+        });
+    }
+    assert_eq!(examined.join_all().await.len(), 30);
+    for harmless in [
+        Wrong::Identity(IdentityFault::Slow(seconds(1))),
+        Wrong::Identity(IdentityFault::ExpiresIn(ExpiresIn::Text("3599".to_owned()))),
+        Wrong::Mail(MailFault::SlowGreeting(seconds(1))),
+        Wrong::Mail(MailFault::Trickle),
+        Wrong::Ews(EwsFault::SlowBody(seconds(1))),
+    ] {
+        let practice = Practice::usual().await;
+        let mischief = practice.stage.office.mischief();
+        match &harmless {
+            Wrong::Identity(fault) => mischief.identity(fault.clone()),
+            Wrong::Mail(fault) => mischief.mail(Service::Imap, fault.clone()),
+            Wrong::Ews(fault) => mischief.ews(fault.clone()),
+        }
+        practice.alice().await.is_well();
     }
 }
 

@@ -269,6 +269,7 @@ mod tests {
             },
             client_id: "app".to_owned(),
             client_auth: ClientAuth::Public,
+            secret_expires: None,
             scope: None,
             resource: "https://mail.example".to_owned(),
             grants: vec![Grant::AuthorizationCode],

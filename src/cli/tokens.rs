@@ -9,7 +9,6 @@ use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use tokio::time::timeout;
-use url::Url;
 
 use super::login::MEMORY;
 use super::out::Out;
@@ -23,10 +22,6 @@ use crate::token::store::{self, SignInKey, Store, StoreError, StoredSignIn};
 
 /// For the token store.
 const STORE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Entra ends a refresh token that nobody has used for this long ("Refresh tokens in the Microsoft identity
-/// platform"). Each use gives a new one.
-const UNUSED_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
 
 /// Options of `mailkey tokens`.
 #[derive(Args, Debug)]
@@ -152,9 +147,7 @@ impl Line {
             grant: sign_in.grant.as_str(),
             signed_in: sign_in.signed_in_at,
             renewed: sign_in.renewed_at,
-            runs_out: is_entra(&key.authority)
-                .then(|| sign_in.renewed_at.checked_add(UNUSED_LIFE).ok())
-                .flatten(),
+            runs_out: sign_in.runs_out(&key.authority),
             used_by: uses.map(|listener| listener.name.clone()).collect(),
             key,
         }
@@ -198,11 +191,6 @@ impl Line {
             "used_by": self.used_by,
         })
     }
-}
-
-/// Entra's authorities end in a directory; those of other providers are an origin alone.
-fn is_entra(authority: &str) -> bool {
-    Url::parse(authority).is_ok_and(|url| url.path().len() > 1)
 }
 
 fn day(at: Timestamp) -> String {

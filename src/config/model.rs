@@ -391,6 +391,8 @@ pub struct Application {
     pub client_id: String,
     /// How the application proves itself; `None` is a public client.
     pub client_auth: ClientAuth,
+    /// The last day of its client secret, as Entra's portal tells it; nobody else knows.
+    pub secret_expires: Option<jiff::civil::Date>,
     /// As configured; `None`: the smallest one per protocol is asked for.
     pub scope: Option<String>,
     /// Which resource host default scopes are built on: `https://outlook.office.com` in the global cloud.

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+use jiff::civil::Date;
 use url::Url;
 
 use super::model::{Application, ClientAuth, Endpoints, Grant, Protocol, Sasl};
@@ -14,7 +15,7 @@ use super::raw::{Kind, Node, Place};
 use super::read::{At, Reader, Section, is_placeholder};
 
 /// What may stand in an `oauth` section, and in each account.
-pub(super) const KEYS: [&str; 18] = [
+pub(super) const KEYS: [&str; 19] = [
     "client-id",
     "provider",
     "cloud",
@@ -25,6 +26,7 @@ pub(super) const KEYS: [&str; 18] = [
     "grant",
     "client-secret",
     "client-secret-file",
+    "client-secret-expires",
     "client-certificate-file",
     "client-key-file",
     "federated-token-file",
@@ -109,6 +111,7 @@ pub(super) struct OAuth {
     directory_id: Option<At<String>>,
     client_id: Option<At<String>>,
     client_auth: Option<At<ClientAuth>>,
+    secret_expires: Option<At<Date>>,
     audience: Option<At<Audience>>,
     grants: Option<At<Vec<Grant>>>,
     token_url: Option<At<Url>>,
@@ -183,6 +186,10 @@ impl OAuth {
         for key in proofs {
             note(key, oauth.client_auth.is_some());
         }
+        oauth.secret_expires = section.get("client-secret-expires").and_then(|node| {
+            reader
+                .parse(node, "a day", |text| text.parse().map_err(|_| "write it as `2027-05-31`".to_owned()))
+        });
         oauth.broken = broken;
         oauth
     }
@@ -206,6 +213,11 @@ impl OAuth {
             far.clone()
         };
         Self {
+            // the day belongs to the secret beside it
+            secret_expires: match near.client_auth {
+                Some(_) => near.secret_expires,
+                None => near.secret_expires.or(inherited.secret_expires),
+            },
             provider: near.provider.or(inherited.provider),
             cloud: near.cloud.or(inherited.cloud),
             tenant_authority: near.tenant_authority.or(inherited.tenant_authority),
@@ -247,6 +259,13 @@ impl OAuth {
             Provider::Google => google(),
             Provider::Custom => this.custom(reader, section, &grants),
         };
+        if let Some(day) = &this.secret_expires
+            && !matches!(&this.client_auth, Some(At { value: ClientAuth::Secret(_), .. }))
+            && !this.is_broken(&["client-secret", "client-secret-file"])
+        {
+            let what = "`client-secret-expires` is about a secret that is not there";
+            reader.problem(day.at, what, "add `client-secret-file`, or remove this line");
+        }
         let scope = this.scope(reader, section, &grants);
         let client_id = this.client_id(reader, section, &grants)?;
         let sasl = this.sasl.unwrap_or(match this.provider() {
@@ -257,6 +276,7 @@ impl OAuth {
             endpoints: endpoints?,
             client_id,
             client_auth: this.client_auth.map_or(ClientAuth::Public, |auth| auth.value),
+            secret_expires: this.secret_expires.map(|day| day.value),
             scope,
             resource: this.cloud.map_or(Cloud::Global, |cloud| cloud.value).resource().to_owned(),
             grants,

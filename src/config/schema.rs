@@ -136,6 +136,7 @@ fn oauth(key: &str) -> Option<(Value, &'static str)> {
         }
         "client-secret" => (text(), "a secret of the application; better in a file"),
         "client-secret-file" => (text(), "a file with the secret of the application"),
+        "client-secret-expires" => (text(), "the day on which that secret ends: the status page warns ahead"),
         "client-certificate-file" => (text(), "the certificate of the application, PEM"),
         "client-key-file" => (text(), "the key of that certificate, PEM"),
         "federated-token-file" => (text(), "workload identity: a file with a token, or `azure`"),

@@ -1,4 +1,5 @@
-//! What ends by the calendar: certificates that the configuration names, and EWS itself.
+//! What ends by the calendar: certificates and client secrets that the configuration names, stored sign-ins, and EWS
+//! itself.
 
 use std::path::Path;
 
@@ -9,6 +10,9 @@ use crate::upstream::tls::certificates;
 
 /// A certificate is spoken of this many days ahead of its end.
 const AHEAD: i64 = 30;
+
+/// A stored sign-in is spoken of this many days ahead: a login renews it, and most have one sooner.
+const AHEAD_OF_SIGN_IN: i64 = 14;
 
 /// Exchange Online ends EWS on 1 April 2027, in seconds since 1970 ("Deprecation of Exchange Web Services in
 /// Exchange Online").
@@ -51,6 +55,16 @@ pub fn of(config: &Config) -> Vec<Expiry> {
             certificate(certificate_file, &format!("application {}", account.application.client_id));
         }
     }
+    let accounts = config.listeners.iter().flat_map(|listener| &listener.accounts);
+    for application in accounts.map(|account| &account.application) {
+        if let Some(ends) = application.secret_expires.and_then(end_of) {
+            let what = format!("the client secret of application {}", application.client_id);
+            let expiry = Expiry { what, ends, ahead: AHEAD };
+            if !all.contains(&expiry) {
+                all.push(expiry);
+            }
+        }
+    }
     let online = |listener: &&std::sync::Arc<crate::config::model::Listener>| match &listener.upstream {
         Upstream::Mail(_) => false,
         Upstream::Http(url) => url.host_str().is_some_and(|host| {
@@ -69,6 +83,18 @@ pub fn of(config: &Config) -> Vec<Expiry> {
         all.push(Expiry { what, ends, ahead: i64::MAX / DAY });
     }
     all
+}
+
+/// The end of a sign-in that is stored.
+pub fn sign_in((user, ends): (String, Timestamp)) -> Expiry {
+    let what =
+        format!("the sign-in of `{user}` (a login with it renews it, `mailkey login` makes a new one)");
+    Expiry { what, ends, ahead: AHEAD_OF_SIGN_IN }
+}
+
+/// A day, as the time at which it begins.
+fn end_of(day: jiff::civil::Date) -> Option<Timestamp> {
+    Some(day.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
 /// What is near its end, or past it.
@@ -159,6 +185,27 @@ mod tests {
         }
         assert_eq!(not_after(b"\x30\x03\x30\x01\x02"), None);
         assert_eq!(not_after(b""), None);
+    }
+
+    #[test]
+    fn client_secrets_and_sign_ins_end_too() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let text = "oauth: {client-id: 11111111-2222-3333-4444-555555555555, client-secret: x, \
+                    client-secret-expires: 2026-12-20}\n\
+                    listeners:\n  - {name: imap, protocol: imap, listen: '127.0.0.1:1143'}\n  \
+                    - {name: pop3, protocol: pop3, listen: '127.0.0.1:1110'}\n";
+        let loaded = crate::config::parse(text, "proxy.yaml", Path::new("/"), &|_| None);
+        let config = loaded.unwrap_or_else(|problems| panic!("{problems}")).config;
+        assert_eq!(
+            warnings(&of(&config), now),
+            [
+                "the client secret of application 11111111-2222-3333-4444-555555555555 ends on 2026-12-20, in 25 days"
+            ]
+        );
+        let ends = |text: &str| sign_in(("alice@contoso.com".to_owned(), text.parse().unwrap()));
+        assert!(warnings(&[ends("2026-12-20T00:00:00Z")], now).is_empty());
+        let said = warnings(&[ends("2026-12-01T00:00:00Z")], now);
+        assert!(said[0].starts_with("the sign-in of `alice@contoso.com`"), "{said:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Every metric, named once. Labels are bounded: listener names, protocols, codes; never a user name.
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Mutex, PoisonError};
 
@@ -45,6 +46,7 @@ pub struct Metrics {
     /// When a configuration was last taken, in seconds since 1970.
     reload_time: Gauge<i64, AtomicI64>,
     history: History,
+    codes: Mutex<HashSet<String>>,
 }
 
 /// Sums over all labels.
@@ -134,6 +136,7 @@ impl Default for Metrics {
             reload_successful: Gauge::default(),
             reload_time: Gauge::default(),
             history: History::default(),
+            codes: Mutex::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("connections", "Connections accepted", metrics.connections.clone());
@@ -206,10 +209,23 @@ impl Metrics {
 
     /// A login was refused.
     pub fn refused(&self, listener: &str, code: &str) {
-        let labels = RefusalLabels { listener: listener.to_owned(), code: code.to_owned() };
+        let labels = RefusalLabels { listener: listener.to_owned(), code: self.code_label(code).to_owned() };
         self.refusals.get_or_create(&labels).inc();
         self.logins_refused.inc();
         self.history.count(minute(clock::wall()), (0, 1));
+    }
+
+    /// The code itself, or `other` where there are very many: some are numbers that a provider has thought up.
+    pub fn code_label<'a>(&self, code: &'a str) -> &'a str {
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        if codes.contains(code) {
+            return code;
+        }
+        if codes.len() >= MAX_CODES {
+            return "other";
+        }
+        codes.insert(code.to_owned());
+        code
     }
 
     /// All of it in the OpenMetrics text format.
@@ -220,6 +236,9 @@ impl Metrics {
         out
     }
 }
+
+/// Most codes that refusals are counted by.
+const MAX_CODES: usize = 100;
 
 /// Minutes that the history goes back.
 const HOUR: usize = 60;
@@ -257,6 +276,18 @@ fn minute(time: Timestamp) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_provider_makes_more_and_more_time_series() {
+        let metrics = Metrics::default();
+        for number in 0..1000 {
+            metrics.refused("imap", &format!("AADSTS{number}"));
+        }
+        let text = metrics.encode();
+        let series = || text.lines().filter(|line| line.starts_with("mailkey_refusals_total{"));
+        assert_eq!(series().count(), MAX_CODES + 1);
+        assert!(series().any(|line| line.contains("code=\"other\"") && line.ends_with(" 900")), "{text}");
+    }
 
     #[test]
     fn the_history_forgets_after_an_hour() {

@@ -19,7 +19,7 @@ use super::guard::{Asking, Guard};
 use super::managed::ManagedIdentity;
 use super::password::LocalPasswords;
 use super::request::{Granted, Origin, TokenFuture, TokenRequest, Tokens};
-use super::store::{Lease, SharedToken, Store};
+use super::store::{Lease, SharedToken, SignInKey, Store, StoredSignIn};
 use crate::clock;
 use crate::config::model::{self, Account, Application, Grant, Protocol};
 use crate::explain::{Explain as _, Explanation};
@@ -220,6 +220,15 @@ impl Broker {
         lines.sort_by(|a, b| a.user.cmp(&b.user).then(a.protocol.cmp(&b.protocol)));
         lines.truncate(MAX_SLOTS);
         lines
+    }
+
+    /// Who has signed in ahead, and when that ends unless it is used before.
+    pub async fn sign_in_ends(&self) -> Vec<(String, jiff::Timestamp)> {
+        let asker = &self.inner.asker;
+        let all = asker.stored(asker.store.sign_ins()).await.unwrap_or_default();
+        let end =
+            |(key, sign_in): (SignInKey, StoredSignIn)| Some((key.user, sign_in.runs_out(&key.authority)?));
+        all.into_iter().filter_map(end).collect()
     }
 
     /// Renews tokens in recent use ahead of their end, where that takes no password. Ends with `cancel`.

@@ -446,6 +446,7 @@ impl Asker {
                 story.code.into_owned()
             }
         };
+        let outcome = self.metrics.code_label(&outcome).to_owned();
         self.metrics.token_requests.get_or_create(&TokenLabels { grant, outcome }).inc();
     }
 

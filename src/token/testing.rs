@@ -31,6 +31,7 @@ pub(crate) fn account_with(grants: &[Grant], change: impl FnOnce(&mut Applicatio
         },
         client_id: "client-1".to_owned(),
         client_auth: ClientAuth::Public,
+        secret_expires: None,
         scope: None,
         resource: "https://mail.example".to_owned(),
         grants: grants.to_vec(),

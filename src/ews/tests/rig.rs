@@ -309,6 +309,7 @@ fn account(user: &str, mailbox: Option<&str>, grants: &[Grant]) -> Account {
         },
         client_id: "client".to_owned(),
         client_auth: ClientAuth::Public,
+        secret_expires: None,
         scope: None,
         resource: "https://outlook.office.com".to_owned(),
         grants: grants.to_vec(),

@@ -5,7 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use url::Url;
 
 use crate::config::model::Grant;
 use crate::explain::{CauseKind, Explain, Explanation, Fault, Passes, Refusal};
@@ -36,6 +37,19 @@ pub struct StoredSignIn {
     pub signed_in_at: Timestamp,
     /// When the refresh token was last replaced.
     pub renewed_at: Timestamp,
+}
+
+/// Entra ends a refresh token that nobody has used for this long ("Refresh tokens in the Microsoft identity
+/// platform"). Each use gives a new one.
+const UNUSED_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
+
+impl StoredSignIn {
+    /// When it ends unless it is used before; `None`: not known of this authority.
+    pub fn runs_out(&self, authority: &str) -> Option<Timestamp> {
+        // Entra's authorities end in a directory; those of other providers are an origin alone
+        let is_entra = Url::parse(authority).is_ok_and(|url| url.path().len() > 1);
+        is_entra.then(|| self.renewed_at.checked_add(UNUSED_LIFE).ok()).flatten()
+    }
 }
 
 /// A token that replicas share; bound to user, application, scope and password by its key.
