@@ -13,7 +13,8 @@ COPY Cargo.toml Cargo.lock proxy.yaml ./
 COPY src src
 # the tests are not built, but named in Cargo.toml
 RUN mkdir -p tests && echo 'fn main() {}' > tests/main.rs \
-    && cargo build --release --locked \
+    && cargo install --locked cargo-auditable@0.7.7 \
+    && cargo auditable build --release --locked \
     && cp target/release/mailkey /mailkey
 
 # What the program needs of the system, and no more.

@@ -50,6 +50,16 @@ pub struct App {
     stopping: CancellationToken,
 }
 
+/// Sockets that are open and not answered yet: the last moment at which the process may need root.
+pub struct Bound {
+    prepared: Prepared,
+    sockets: Vec<(Wanted, TcpListener)>,
+    /// Names with sockets that were passed in.
+    counts: Vec<(String, usize)>,
+    draining: CancellationToken,
+    stopping: CancellationToken,
+}
+
 /// What a reload changes.
 struct State {
     config: Arc<Config>,
@@ -67,17 +77,24 @@ impl App {
     /// # Errors
     /// An address, certificate or store that cannot be had.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_on(config, &mut Inherited::default())
+        Self::bind(config, &mut Inherited::default())?.serve()
     }
 
-    /// The same, with sockets that were opened for us: each stands in for the `listen` of the listener of its
-    /// name. What is left in `inherited` has no listener.
+    /// Opens every socket. Those that were opened for us stand each in for the `listen` of the listener of their
+    /// name; what is left in `inherited` has no listener.
     ///
     /// # Errors
-    /// An address, certificate or store that cannot be had.
-    pub fn start_on(config: Config, inherited: &mut Inherited) -> Result<Self, StartError> {
+    /// An address or a certificate that cannot be had.
+    pub fn bind(config: Config, inherited: &mut Inherited) -> Result<Bound, StartError> {
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
         let prepared = Prepared::new(config, &draining, &stopping)?;
+        let counts = counted(inherited);
+        let sockets = open_all(wanted(&prepared.config, &counts), inherited)?;
+        Ok(Bound { prepared, sockets, counts, draining, stopping })
+    }
+
+    fn on(bound: Bound) -> Result<Self, StartError> {
+        let Bound { prepared, sockets, counts, draining, stopping } = bound;
         let config = Arc::clone(&prepared.config);
         let metrics = Arc::new(Metrics::default());
         let store = store::open(&config.tokens)?;
@@ -92,8 +109,6 @@ impl App {
             draining,
         };
         let seats = Seats::new(config.limits.sessions_per_user);
-        let counts = counted(inherited);
-        let sockets = open_all(wanted(&config, &counts), inherited)?;
         let rooms = Rooms::new(&prepared, &house, &seats, &[], &|number| first_of(&sockets, number))?;
         let live = Arc::new(Live {
             now: ArcSwap::from_pointee(Now {
@@ -215,7 +230,8 @@ impl App {
         let wishes = wanted(&config, &state.inherited);
         let is_open = |wish: &Wanted| state.open.iter().any(|open| is_same(open, wish));
         let (kept, new): (Vec<Wanted>, Vec<Wanted>) = wishes.into_iter().partition(is_open);
-        let sockets = open_all(new, &mut Inherited::default())?;
+        let sockets = open_all(new, &mut Inherited::default())
+            .map_err(|error| error.after_root_was_given_up(state.config.run.user.as_deref()))?;
         let bound = |number| {
             let of =
                 |open: &&Open| kept.iter().any(|wish| wish.listener == Some(number) && is_same(open, wish));
@@ -312,6 +328,16 @@ impl App {
                 }
             });
         }
+    }
+}
+
+impl Bound {
+    /// Opens the token store and answers.
+    ///
+    /// # Errors
+    /// A store that cannot be had.
+    pub fn serve(self) -> Result<App, StartError> {
+        App::on(self)
     }
 }
 

@@ -558,15 +558,42 @@ fn a_file_that_is_not_there_or_too_large_or_no_text_is_a_problem() {
 
 #[cfg(unix)]
 #[test]
-fn a_secret_in_a_file_that_others_may_read_is_remarked_on() {
+fn a_secret_in_a_file_that_others_may_read_is_refused() {
     let folder = folder();
     let path = folder.path().join("proxy.yaml");
-    for (secret, mode, remarks) in
-        [(", client-secret: battery", 0o644, 1), ("", 0o644, 0), (", client-secret: battery", 0o600, 0)]
-    {
-        std::fs::write(&path, small(secret, "")).unwrap();
+    let key = "ab".repeat(32);
+    let store = format!(
+        "tokens: {{store: 'redis://svc:hunter2@localhost', key-file: {}}}\n",
+        "secrets/token-store-key"
+    );
+    let keyed = format!("tokens: {{store: 'file:tokens', key: '{key}'}}\n");
+    for (oauth, sections, mode, refused) in [
+        (", client-secret: battery", "", 0o644, true),
+        (", client-secret: battery", "", 0o604, true),
+        (", client-secret: battery", "", 0o600, false),
+        (", client-secret: '${SECRET}'", "", 0o644, false),
+        ("", store.as_str(), 0o644, true),
+        ("", store.as_str(), 0o600, false),
+        ("", keyed.as_str(), 0o644, true),
+        ("", "", 0o644, false),
+    ] {
+        std::fs::write(&path, small(oauth, sections)).unwrap();
         set_mode(&path, mode);
-        assert_eq!(config::load(&path, &no_env).unwrap().remarks.len(), remarks, "{secret} {mode:o}");
+        let read = config::load(&path, &|name| (name == "SECRET").then(|| "battery".to_owned()));
+        match read {
+            Ok(_) => assert!(!refused, "{oauth} {sections} {mode:o}"),
+            Err(problems) => {
+                let told = problems.to_string();
+                assert!(
+                    refused && told.contains("others may read it"),
+                    "{oauth} {sections} {mode:o}: {told}"
+                );
+                assert!(
+                    !told.contains("battery") && !told.contains("hunter2") && !told.contains(&key),
+                    "{told}"
+                );
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use mailkey::simulator::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::stage::{Plan, Stage, Told, run};
+use crate::stage::{Plan, Stage, Told, run, write_private};
 
 const MAILKEY: &str = env!("CARGO_BIN_EXE_mailkey");
 
@@ -75,7 +75,7 @@ impl Practice {
 
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.notes.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        write_private(&path, text);
         path.display().to_string()
     }
 

@@ -10,10 +10,11 @@ use mailkey::simulator::{
     PUBLIC_CLIENT_ID, SUPPORT,
 };
 use mailkey::token::password;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
+use crate::ports::free_port;
 use crate::stage::{PATIENCE, Plan, Stage, Told, run};
 
 /// The password that the mail client knows, where the identity provider does not see it.
@@ -245,7 +246,7 @@ struct DavMail {
 
 impl DavMail {
     async fn start(stage: &Stage) -> Self {
-        let (imap, smtp) = (free().await, free().await);
+        let (imap, smtp) = (free(), free());
         let log = stage.file("davmail.log");
         let properties = format!(
             "davmail.server=true\ndavmail.mode=EWS\ndavmail.url=http://localhost:{}/EWS/Exchange.asmx\n\
@@ -281,8 +282,8 @@ impl DavMail {
     }
 }
 
-async fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+fn free() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

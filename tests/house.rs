@@ -195,3 +195,15 @@ fn no_file_names_the_machine_it_was_written_on() {
         }
     }
 }
+
+#[test]
+fn no_code_of_ours_is_unsafe() {
+    let lints = include_str!("../Cargo.toml");
+    assert!(lints.contains("\nunsafe_code = \"forbid\"\n"), "the compiler is not told to forbid it");
+    for (path, text) in sources() {
+        for banned in ["allow(unsafe", "expect(unsafe", "unsafe {", "unsafe fn ", "unsafe impl ", "no_mangle"]
+        {
+            assert!(!text.contains(banned), "{} has `{banned}`", path.display());
+        }
+    }
+}

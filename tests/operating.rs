@@ -12,10 +12,11 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-use crate::stage::{PATIENCE, Plan, Stage, Wire, run};
+use crate::ports::free_port;
+use crate::stage::{PATIENCE, Plan, Stage, Wire, run, write_private};
 use crate::transcripts::replay_recording;
 
-const MAILKEY: &str = env!("CARGO_BIN_EXE_mailkey");
+pub const MAILKEY: &str = env!("CARGO_BIN_EXE_mailkey");
 
 /// A page of the admin listener.
 async fn page(stage: &Stage, path: &str) -> (u16, String) {
@@ -250,16 +251,22 @@ async fn a_token_that_upstream_refuses_is_recorded_without_it() {
 }
 
 /// The proxy as a process of its own.
-struct Process {
-    child: Child,
+pub struct Process {
+    pub child: Child,
     log: BufReader<tokio::process::ChildStderr>,
-    seen: String,
+    pub seen: String,
 }
 
 impl Process {
-    fn start(stage: &Stage, change: impl Fn(&str) -> String) -> Self {
+    pub fn start(stage: &Stage, change: impl Fn(&str) -> String) -> Self {
+        Self::start_after(stage, change, || ())
+    }
+
+    /// With something to be done once its configuration is written.
+    pub fn start_after(stage: &Stage, change: impl Fn(&str) -> String, prepare: impl FnOnce()) -> Self {
         let text = std::fs::read_to_string(stage.file("proxy.yaml")).unwrap();
-        std::fs::write(stage.file("own.yaml"), change(&text)).unwrap();
+        write_private(&stage.file("own.yaml"), &change(&text));
+        prepare();
         Self::spawn(Command::new(MAILKEY).args(["run", "--config", stage.file("own.yaml").to_str().unwrap()]))
     }
 
@@ -269,7 +276,7 @@ impl Process {
         Self { child, log, seen: String::new() }
     }
 
-    async fn until(&mut self, text: &str) -> String {
+    pub async fn until(&mut self, text: &str) -> String {
         loop {
             let mut line = String::new();
             let read = timeout(PATIENCE, self.log.read_line(&mut line)).await;
@@ -282,22 +289,22 @@ impl Process {
         }
     }
 
-    async fn address(&mut self, listener: &str) -> std::net::SocketAddr {
+    pub async fn address(&mut self, listener: &str) -> std::net::SocketAddr {
         let line = self.until(&format!("listening listener=\"{listener}\"")).await;
         line.split("address=").nth(1).unwrap().trim().parse().unwrap()
     }
 
-    async fn admin(&mut self) -> std::net::SocketAddr {
+    pub async fn admin(&mut self) -> std::net::SocketAddr {
         let line = self.until("status page at http://").await;
         line.split("http://").nth(1).unwrap().trim().trim_end_matches('/').parse().unwrap()
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let id = self.child.id().unwrap().to_string();
         assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
-    async fn end(mut self) -> (Option<i32>, String) {
+    pub async fn end(mut self) -> (Option<i32>, String) {
         let mut rest = String::new();
         drop(self.log.read_to_string(&mut rest).await);
         let status = timeout(PATIENCE, self.child.wait()).await.expect("the proxy does not end").unwrap();
@@ -305,13 +312,8 @@ impl Process {
     }
 }
 
-async fn dial(address: std::net::SocketAddr) -> Wire {
+pub async fn dial(address: std::net::SocketAddr) -> Wire {
     Wire(BufReader::new(TcpStream::connect(address).await.unwrap()))
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -549,7 +551,7 @@ async fn systemd_gives_sockets_by_name_and_is_told_when_the_proxy_is_ready() {
     let stage = Stage::usual().await;
     let notify = tokio::net::UnixDatagram::bind(stage.file("notify")).unwrap();
     let text = std::fs::read_to_string(stage.file("proxy.yaml")).unwrap();
-    std::fs::write(stage.file("own.yaml"), text).unwrap();
+    write_private(&stage.file("own.yaml"), &text);
     let port = free_port();
     let listen = format!("127.0.0.1:{port}");
     let mut proxy = Process::spawn(

@@ -2,7 +2,6 @@
 //! msmtp as clients. Nobody here wrote their side of the dialogues.
 
 use std::fmt::Write as _;
-use std::net::TcpListener as StdListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,6 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::ports::free_port;
 use crate::stage::{PATIENCE, Plan, Stage, Told, run};
 
 const MESSAGE: &str =
@@ -38,17 +38,14 @@ struct Ports {
 
 impl Ports {
     fn free() -> Self {
-        // all at once, so that none is given twice
-        let held: Vec<StdListener> = (0..7).map(|_| StdListener::bind("127.0.0.1:0").unwrap()).collect();
-        let port = |number: usize| held[number].local_addr().unwrap().port();
         Self {
-            imap: port(0),
-            imaps: port(1),
-            pop3: port(2),
-            pop3s: port(3),
-            sasl: port(4),
-            submission: port(5),
-            introspection: port(6),
+            imap: free_port(),
+            imaps: free_port(),
+            pop3: free_port(),
+            pop3s: free_port(),
+            sasl: free_port(),
+            submission: free_port(),
+            introspection: free_port(),
         }
     }
 }

@@ -11,9 +11,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use self::corporate::{
-    LOGIN, Mailkey, OUTLOOK, PROXY_PASSWORD, Plan, SMTP, Squid, SquidPlan, basic, free_port, listening,
-    office, open_folder, signed_in, spawn, through, write_hosts,
+    LOGIN, Mailkey, OUTLOOK, PROXY_PASSWORD, Plan, SMTP, Squid, SquidPlan, basic, listening, office,
+    open_folder, signed_in, spawn, through, write_hosts,
 };
+
+use crate::ports::free_port;
 
 pub mod corporate;
 mod faults;

@@ -77,7 +77,7 @@ impl Stage {
         }
         let text = configuration(&office, ports, &oauth, &plan.listeners, &plan.sections);
         let path = folder.path().join("proxy.yaml");
-        std::fs::write(&path, text).unwrap();
+        write_private(&path, &text);
         let loaded = config::load(&path, &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
         let app = App::start(loaded.config).unwrap();
         Self { office, app, folder, ways }
@@ -175,7 +175,7 @@ fn write_certificate(folder: &Path) {
     write_private(&folder.join("server.key"), &made.signing_key.serialize_pem());
 }
 
-fn write_private(path: &Path, content: &str) {
+pub fn write_private(path: &Path, content: &str) {
     std::fs::write(path, content).unwrap();
     #[cfg(unix)]
     {

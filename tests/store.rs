@@ -46,7 +46,9 @@ pub mod redis {
     use mailkey::secret::AccessToken;
     use mailkey::token::store::{SharedToken, open};
     use std::io::Write as _;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
+
+    use crate::ports::free_port;
 
     fn shared(token: &str, life: Duration) -> SharedToken {
         let life = SignedDuration::try_from(life).unwrap();
@@ -73,7 +75,7 @@ pub mod redis {
 
     impl Server {
         pub async fn start(options: &[&str]) -> Self {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free_port();
             let options = options.iter().map(ToString::to_string).collect();
             let mut server = Self { port, child: None, options };
             server.begin().await;
@@ -291,7 +293,7 @@ pub mod redis {
 
     #[tokio::test]
     async fn the_start_needs_no_redis() {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let store = store_at(&format!("redis://127.0.0.1:{port}/"), [7; 32]);
         assert!(matches!(store.sign_ins().await, Err(StoreError::Away(_))));
         let mut server = Server { port, child: None, options: Vec::new() };
@@ -371,7 +373,7 @@ pub mod redis {
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-        let plain = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let plain = free_port();
         let server = Server::start(&[
             "--tls-port",
             &plain.to_string(),

@@ -296,7 +296,11 @@ const TRAPS: &[(u8, &str, &[&str])] = &[
     ),
 ];
 
-fn exists(proof: &str) -> Result<(), String> {
+/// Whether a proof is there: a transcript, or a test by file and function.
+///
+/// # Errors
+/// What is not there.
+pub fn exists(proof: &str) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Some((file, function)) = proof.split_once("::") else {
         return if root.join(proof).is_file() { Ok(()) } else { Err(format!("no transcript `{proof}`")) };
@@ -306,7 +310,8 @@ fn exists(proof: &str) -> Result<(), String> {
     let names = |line: &str| line.contains(&format!("fn {function}("));
     let at = lines.iter().position(|line| names(line)).ok_or(format!("no `{function}` in `{file}`"))?;
     // attributes and comments may stand between
-    let is_test = lines[..at].iter().rev().take(4).any(|line| line.contains("test"));
+    let is_test =
+        lines[..at].iter().rev().take(4).any(|line| line.starts_with("#[") && line.contains("test"));
     if is_test { Ok(()) } else { Err(format!("`{function}` in `{file}` is no test")) }
 }
 

@@ -32,9 +32,34 @@ pub enum StartError {
     /// A reload would have to change what only a start can.
     #[error("`{0}` cannot change while the proxy runs")]
     NeedsRestart(&'static str),
+    /// A reload would have to open a port that only root may.
+    #[error("`{listener}` cannot listen on {address}: root has been given up to `{user}`")]
+    RootGivenUp {
+        /// The listener's name, or `admin`.
+        listener: String,
+        /// Where.
+        address: SocketAddr,
+        /// `run.user`.
+        user: String,
+    },
     /// An EWS listener's upstream is of no use.
     #[error("the EWS listener `{0}` cannot be served: {1}")]
     Ews(String, String),
+}
+
+impl StartError {
+    /// Says why a port below 1024 is out of reach, where the process was root when it started.
+    #[must_use]
+    pub(super) fn after_root_was_given_up(self, user: Option<&str>) -> Self {
+        match (self, user) {
+            (Self::Bind { listener, address, source }, Some(user))
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Self::RootGivenUp { listener, address, user: user.to_owned() }
+            }
+            (other, _) => other,
+        }
+    }
 }
 
 impl Explain for StartError {
@@ -46,7 +71,9 @@ impl Explain for StartError {
                     let port = address.port();
                     format!("another program listens on port {port} already: stop it, or change `listen`")
                 } else if source.kind() == io::ErrorKind::PermissionDenied {
-                    "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE".to_owned()
+                    "choose a port above 1023, or give the program CAP_NET_BIND_SERVICE, or start it as root \
+                     with `run: {user: mailkey}`"
+                        .to_owned()
                 } else {
                     "change `listen` to an address of this machine".to_owned()
                 },
@@ -54,7 +81,9 @@ impl Explain for StartError {
             Self::Tls(_) => ("START-TLS", "correct the `tls` section".to_owned()),
             Self::Endpoint(_) => ("START-IDENTITY", "correct `outbound-proxy` and `tls`".to_owned()),
             Self::Store(_) => ("START-STORE", "correct the `tokens` section".to_owned()),
-            Self::NeedsRestart(_) => ("RELOAD-RESTART", "restart the proxy to have it".to_owned()),
+            Self::NeedsRestart(_) | Self::RootGivenUp { .. } => {
+                ("RELOAD-RESTART", "restart the proxy to have it".to_owned())
+            }
             Self::Ews(..) => {
                 ("START-EWS", "set its `upstream` to `https://outlook.office365.com/`".to_owned())
             }

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::out::Out;
+use super::privileges::Identity;
 use crate::config::model::{
     Account, Admin, BackTls, ClientAuth, Config, EnvelopeSender, FrontTls, KeySource, Listener,
     OutboundProxy, Protocol, ProxyAuth, Sasl, TlsVersion, Upstream, UserPattern,
 };
+use crate::explain::Explain as _;
 
 /// The exit code where the file has problems: nothing would start.
 pub const EXIT_PROBLEMS: u8 = 2;
@@ -27,6 +29,11 @@ pub fn check_with(path: &Path, env: &dyn Fn(&str) -> Option<String>, out: &mut O
             out.line(describe(&loaded.config));
             for remark in &loaded.remarks {
                 out.line(remark.in_file(&name));
+            }
+            if let Err(error) = Identity::of(&loaded.config.run) {
+                let story = error.explain();
+                out.error(format_args!("{name}: {}; {}", story.what, story.remedy));
+                return ExitCode::from(EXIT_PROBLEMS);
             }
             out.line(format_args!("{name} is in order"));
             ExitCode::SUCCESS
@@ -259,6 +266,10 @@ fn settings(text: &mut String, config: &Config) {
     line(text, "admin", &admin);
     line(text, "log", &config.log.level);
     let run = &config.run;
+    if let Some(user) = &run.user {
+        let group = run.group.as_ref().map(|group| format!(", group {group}")).unwrap_or_default();
+        line(text, "user", &format!("{user}{group}, once the ports are open"));
+    }
     if let Some(file) = &run.pid_file {
         line(text, "pid file", &file.display().to_string());
     }

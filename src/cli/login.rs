@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::loopback::{Loopback, PATIENCE};
 use super::out::Out;
 use super::tokens::limited;
-use super::{FAILED, MISUSED, load};
+use super::{FAILED, MISUSED, load_for_store};
 use crate::clock;
 use crate::config::model::{Account, Application, Config, Grant, Listener, Protocol, Store as Place};
 use crate::explain::{Explain, Explanation};
@@ -109,7 +109,7 @@ struct Desk<'a> {
 
 /// Signs in whom the arguments name. Exit code 0 where all of them are signed in.
 pub fn login(wishes: &LoginArguments, path: &Path, out: &mut Out) -> ExitCode {
-    let config = match load(path, out) {
+    let config = match load_for_store(path, out) {
         Ok(config) => config,
         Err(code) => return code,
     };

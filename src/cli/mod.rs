@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use self::out::Out;
 use crate::config::model::Config;
+use crate::explain::Explain as _;
 
 pub mod ask;
 pub mod certificate;
@@ -23,6 +24,7 @@ pub mod login;
 mod loopback;
 pub mod out;
 pub mod pid_file;
+mod privileges;
 pub mod reference;
 pub mod run;
 pub mod schema;
@@ -117,6 +119,7 @@ enum Command {
 /// Runs the command that the arguments name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut out = Out::standard();
+    crate::telemetry::panics::tell_the_place_only();
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(told) => {
@@ -170,8 +173,50 @@ fn load(path: &Path, out: &mut Out) -> Result<Config, ExitCode> {
     Ok(loaded.config)
 }
 
+/// The configuration, for a command that opens the token store: what it writes there belongs to `run.user`.
+fn load_for_store(path: &Path, out: &mut Out) -> Result<Config, ExitCode> {
+    let config = load(path, out)?;
+    go_on_as(&config, out)?;
+    Ok(config)
+}
+
+/// Root becomes `run.user`; whoever else runs a command stays who they are.
+fn go_on_as(config: &Config, out: &mut Out) -> Result<(), ExitCode> {
+    let assumed = privileges::Identity::of(&config.run).and_then(|identity| match identity {
+        Some(identity) if privileges::is_root() => identity.assume(),
+        Some(_) | None => Ok(()),
+    });
+    assumed.map_err(|error| {
+        let story = error.explain();
+        out.error(format_args!("{}; {}", story.what, story.remedy));
+        ExitCode::from(FAILED)
+    })
+}
+
 /// One TLS provider for everything, also for crates that ask for the process's default.
 fn install_crypto() {
     // a second call finds the same provider in place
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Arguments stand in the list of processes, for every user of the machine to read.
+    #[test]
+    fn no_argument_takes_a_secret() {
+        fn look(command: &clap::Command, seen: &mut usize) {
+            for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
+                *seen += 1;
+                let name = argument.get_id().as_str();
+                let secret = ["password", "secret", "token", "key"].iter().any(|word| name.contains(word));
+                assert!(!secret || name.ends_with("_file"), "{}: {name}", command.get_name());
+            }
+            command.get_subcommands().for_each(|command| look(command, seen));
+        }
+        let mut seen = 0;
+        look(&Arguments::command(), &mut seen);
+        assert!(seen > 10, "{seen} arguments were looked at");
+    }
 }

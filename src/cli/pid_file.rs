@@ -120,8 +120,7 @@ fn running(path: &Path) -> Result<i32, String> {
 
 #[cfg(unix)]
 fn hang_up(pid: i32) -> Result<(), String> {
-    let process = rustix::process::Pid::from_raw(pid).ok_or("the pid file holds no number")?;
-    rustix::process::kill_process(process, rustix::process::Signal::HUP)
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGHUP)
         .map_err(|error| format!("the proxy (process {pid}) cannot be told: {error}; run this as its user"))
 }
 

@@ -10,19 +10,24 @@ use tokio::time::sleep;
 
 use super::out::Out;
 use super::pid_file::PidFile;
+use super::privileges::{self, Identity, PrivilegeError};
 use super::service;
 use super::{FAILED, MISUSED};
-use crate::app::{App, Inherited, StartError};
+use crate::app::{App, Bound, Inherited, StartError};
 use crate::clock;
 use crate::config;
 use crate::config::Loaded;
 use crate::config::model::{Config, LogFormat};
-use crate::explain::Explain as _;
+use crate::explain::{Explain as _, Explanation};
 use crate::telemetry::log;
 
 /// How often files are looked at with `run.reload-on-change`. A change is taken once it has stood this long:
 /// whoever writes two files gets one reload.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// As many open files as are ever asked for.
+#[cfg(unix)]
+const MOST_DESCRIPTORS: u64 = 1 << 20;
 
 /// How often an address in use is tried again with `run.bind-retry`.
 const BIND_AGAIN: Duration = Duration::from_millis(500);
@@ -45,8 +50,13 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
     for remark in &loaded.remarks {
         tracing::warn!(line = remark.line, remedy = remark.remedy, "{}", remark.what);
     }
+    let identity = match Identity::of(&config.run) {
+        Ok(identity) => identity,
+        Err(error) => return cannot_start(&error.explain()),
+    };
     raise_descriptor_limit();
     forbid_core_dumps();
+    forbid_new_privileges();
     let _pid_file = match config.run.pid_file.as_deref().map(PidFile::take).transpose() {
         Ok(pid_file) => pid_file,
         Err(error) => {
@@ -62,7 +72,7 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let looked = Looked::new(path, before, loaded.files.clone());
-    runtime.block_on(serve(loaded, path, looked))
+    runtime.block_on(serve(loaded, identity, path, looked))
 }
 
 /// The process's environment, for `${NAME}` in the configuration.
@@ -70,22 +80,25 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-async fn serve(loaded: Loaded, path: &Path, mut looked: Looked) -> ExitCode {
+async fn serve(loaded: Loaded, identity: Option<Identity>, path: &Path, mut looked: Looked) -> ExitCode {
     // from the first moment on, a signal ends or reloads the proxy in good order
     let mut orders = orders();
-    let Loaded { config, .. } = loaded;
+    let Loaded { config, files, .. } = loaded;
     let watches = config.run.reload_on_change;
-    let started = tokio::select! {
-        started = start(config) => started,
+    let bound = tokio::select! {
+        bound = bind(config) => bound,
         () = stop_ordered(&mut orders) => return ExitCode::SUCCESS,
     };
-    let app = match started {
+    let bound = match bound {
+        Ok(bound) => bound,
+        Err(error) => return cannot_start(&error.explain()),
+    };
+    if let Err(error) = give_up_root(identity.as_ref(), path, &files) {
+        return cannot_start(&error.explain());
+    }
+    let app = match bound.serve() {
         Ok(app) => app,
-        Err(error) => {
-            let story = error.explain();
-            tracing::error!(code = %story.code, remedy = story.remedy, "cannot start: {}", story.what);
-            return ExitCode::from(FAILED);
-        }
+        Err(error) => return cannot_start(&error.explain()),
     };
     tell_addresses(&app);
     service::ready();
@@ -126,23 +139,48 @@ fn tell_addresses(app: &App) {
     }
 }
 
-/// Starts; an address that is in use is waited for as long as `run.bind-retry` says.
-async fn start(config: Config) -> Result<App, StartError> {
+fn cannot_start(story: &Explanation) -> ExitCode {
+    tracing::error!(code = %story.code, remedy = story.remedy, "cannot start: {}", story.what);
+    ExitCode::from(FAILED)
+}
+
+/// From here on the process is `run.user`; without one, whoever started it.
+fn give_up_root(identity: Option<&Identity>, path: &Path, files: &[PathBuf]) -> Result<(), PrivilegeError> {
+    let Some(identity) = identity else {
+        if privileges::is_root() {
+            tracing::warn!(
+                remedy =
+                    "set `run: {user: mailkey}`, or have the service manager start it as a user of its own",
+                "this runs as root, and stays root"
+            );
+        }
+        return Ok(());
+    };
+    identity.assume()?;
+    // another user is another process to the system: what was switched off is on again
+    forbid_core_dumps();
+    privileges::can_read(&identity.name, path, files)?;
+    tracing::info!(user = identity.name, "root is given up, if this was root");
+    Ok(())
+}
+
+/// Opens the sockets; an address that is in use is waited for as long as `run.bind-retry` says.
+async fn bind(config: Config) -> Result<Bound, StartError> {
     let mut inherited = Inherited(service::sockets());
     let deadline = clock::now() + config.run.bind_retry;
     loop {
-        match App::start_on(config.clone(), &mut inherited) {
+        match App::bind(config.clone(), &mut inherited) {
             Err(StartError::Bind { source, listener, address })
                 if source.kind() == io::ErrorKind::AddrInUse && clock::now() + BIND_AGAIN < deadline =>
             {
                 tracing::warn!(listener, %address, "in use; trying on for a while");
                 sleep(BIND_AGAIN).await;
             }
-            started => {
+            bound => {
                 for (name, _) in &inherited.0 {
                     tracing::warn!(name, "a socket was passed in for which there is no listener");
                 }
-                return started;
+                return bound;
             }
         }
     }
@@ -253,8 +291,14 @@ fn state(file: &Path) -> Option<FileState> {
 /// A session takes two descriptors; the soft limit of many systems is 1,024.
 fn raise_descriptor_limit() {
     #[cfg(unix)]
-    if let Err(error) = rlimit::increase_nofile_limit(1 << 20) {
-        tracing::debug!(%error, "the limit on open files stays as it is");
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+            setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(MOST_DESCRIPTORS)), hard)
+        });
+        if let Err(error) = raised {
+            tracing::debug!(%error, "the limit on open files stays as it is");
+        }
     }
 }
 
@@ -262,12 +306,20 @@ fn raise_descriptor_limit() {
 /// to a debugger of the same user.
 fn forbid_core_dumps() {
     #[cfg(unix)]
-    if let Err(error) = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0) {
+    if let Err(error) = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0) {
         tracing::warn!(%error, "core dumps cannot be switched off");
     }
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-    {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "the process stays open to debuggers");
+    }
+}
+
+/// Nothing that this process could be made to execute gets more rights than it has. To be called while there is
+/// one thread: later ones inherit it.
+fn forbid_new_privileges() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_no_new_privs() {
+        tracing::debug!(%error, "programs that this one might execute keep their rights");
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::login::MEMORY;
 use super::out::Out;
-use super::{FAILED, MISUSED, load};
+use super::{FAILED, MISUSED, load_for_store};
 use crate::clock;
 use crate::config::model::{Account, Config, Store as Place};
 use crate::explain::Explain as _;
@@ -86,7 +86,7 @@ fn at_the_store(
     out: &mut Out,
     work: impl AsyncFnOnce(&Config, &Arc<dyn Store>, &mut Out) -> Result<ExitCode, StoreError>,
 ) -> ExitCode {
-    let config = match load(path, out) {
+    let config = match load_for_store(path, out) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -60,21 +60,18 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded,
         }],
     })?;
     let base = path.parent().unwrap_or_else(|| Path::new(""));
-    let mut loaded = parse(&text, &name, base, env)?;
-    if let (Some(mode), true) = (read::readable_by_others(path), holds_a_secret(&text)) {
-        loaded.remarks.insert(
-            0,
-            Problem {
-                line: 0,
-                column: 0,
-                what: format!("secrets stand in this file, and others may read it (mode {mode:04o})"),
-                remedy: "move them to files of their own (`…-file`), or `chmod 600` this one".to_owned(),
-                severity: Severity::Remark,
-                excerpt: None,
-            },
-        );
-    }
-    Ok(loaded)
+    let parsed = parse(&text, &name, base, env);
+    let (Some(mode), true) = (read::readable_by_others(path), holds_a_secret(&text)) else { return parsed };
+    let exposed = Problem {
+        line: 0,
+        column: 0,
+        what: format!("secrets stand in this file, and others may read it (mode {mode:04o})"),
+        remedy: "`chmod 600` it, or move them to files of their own (`…-file`)".to_owned(),
+        severity: Severity::Problem,
+        excerpt: None,
+    };
+    let others = parsed.err().map(|problems| problems.list).unwrap_or_default();
+    Err(Problems { file: name, list: std::iter::once(exposed).chain(others).collect() })
 }
 
 /// Reads a configuration from text. `name` stands for the file in messages; relative paths start at
@@ -127,9 +124,13 @@ fn holds_a_secret(text: &str) -> bool {
             Kind::Null | Kind::Scalar(_) => false,
             Kind::List(items) => items.iter().any(search),
             Kind::Map(pairs) => pairs.iter().any(|(key, value)| {
-                let secret =
-                    matches!(key.scalar(), Some("client-secret" | "password" | "key" | "store-password"));
-                secret && value.scalar().is_some_and(|text| !text.starts_with("${")) || search(value)
+                let is_written = value.scalar().is_some_and(|text| match key.scalar() {
+                    Some("client-secret" | "password" | "key" | "store-password") => !text.starts_with("${"),
+                    // `redis://:password@host`
+                    Some("store") => text.contains('@') && !text.contains("${"),
+                    Some(_) | None => false,
+                });
+                is_written || search(value)
             }),
         }
     }

@@ -785,6 +785,10 @@ pub struct Log {
 /// The process itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Run {
+    /// Who the process becomes once its sockets are open, where root starts it: a name or a number.
+    pub user: Option<String>,
+    /// Its group; `None`: the one that the user has.
+    pub group: Option<String>,
     /// Where the process writes its number, for `mailkey reload`. Locked while it lives.
     pub pid_file: Option<PathBuf>,
     /// Whether a changed file is taken without being told.

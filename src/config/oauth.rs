@@ -762,7 +762,7 @@ fn certificate(reader: &Reader<'_>, section: &Section<'_>) -> Option<At<ClientAu
 
 fn federated(reader: &Reader<'_>, node: &Node) -> Option<At<ClientAuth>> {
     if node.scalar() != Some("azure") {
-        let file = reader.file(node)?;
+        let file = reader.private_file(node)?;
         return Some(At { value: ClientAuth::FederatedTokenFile(file.value), at: file.at });
     }
     let Some(file) = (reader.env)("AZURE_FEDERATED_TOKEN_FILE").filter(|file| !file.is_empty()) else {

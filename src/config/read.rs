@@ -576,13 +576,21 @@ fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
     })
 }
 
-/// The mode of a file that its group or others may read; container platforms' own mounts excepted.
+/// The mode of a file that others may read; container platforms' own mounts excepted.
 #[cfg(unix)]
 pub(super) fn readable_by_others(path: &Path) -> Option<u32> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::metadata(path).ok()?;
+    let mode = found.mode() & 0o7777;
     let platform = PLATFORM_SECRETS.iter().any(|mount| path.starts_with(mount));
-    (mode & 0o077 != 0 && !platform).then_some(mode)
+    (is_others(mode, found.uid()) && !platform).then_some(mode)
+}
+
+/// Whether more than the owner may do anything with a file. A file of root's may be read by its group: that is how
+/// root lends a secret to a user that could not be given it (`chown root:mailkey`, `chmod 640`).
+#[cfg(unix)]
+fn is_others(mode: u32, owner: u32) -> bool {
+    mode & if owner == 0 { 0o037 } else { 0o077 } != 0
 }
 
 /// Other systems have other rights; the installer's guide says how to set them.
@@ -681,6 +689,25 @@ mod tests {
             "5m",
         ] {
             assert!(is_harmless(text), "{text}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn root_lends_a_secret_to_a_group_and_nobody_else_does() {
+        for (mode, owner, refused) in [
+            (0o600, 0, false),
+            (0o600, 1000, false),
+            (0o400, 1000, false),
+            (0o640, 0, false),
+            (0o440, 0, false),
+            (0o640, 1000, true),
+            (0o660, 0, true),
+            (0o644, 0, true),
+            (0o604, 1000, true),
+            (0o601, 0, true),
+        ] {
+            assert_eq!(is_others(mode, owner), refused, "{mode:o} of {owner}");
         }
     }
 

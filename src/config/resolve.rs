@@ -94,7 +94,7 @@ pub(super) const LIMIT_KEYS: [&str; 13] = [
     "refusals-per-session",
 ];
 
-pub(super) const RUN_KEYS: [&str; 3] = ["pid-file", "reload-on-change", "bind-retry"];
+pub(super) const RUN_KEYS: [&str; 5] = ["user", "group", "pid-file", "reload-on-change", "bind-retry"];
 pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
 pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
 
@@ -1207,7 +1207,25 @@ fn run(reader: &Reader<'_>, node: Option<&Node>) -> Run {
     let Some(section) = node.and_then(|node| reader.section(node, "run", &RUN_KEYS)) else {
         return Run::default();
     };
+    let name = |key: &str, expected| {
+        let name = section.get(key).and_then(|node| reader.text(node, expected))?;
+        Some(At { value: name.value.to_string(), at: name.at })
+    };
+    let user = name("user", "a user, by name or number");
+    let group = name("group", "a group, by name or number");
+    if let Some(user) = user.as_ref().filter(|user| matches!(user.value.as_str(), "root" | "0")) {
+        reader.problem(
+            user.at,
+            "with `user: root` nothing is given up",
+            "name a user of the proxy's own, such as `mailkey`, or remove the key",
+        );
+    }
+    if let (None, Some(group)) = (&user, &group) {
+        reader.problem(group.at, "`group` without `user` gives nothing up", "add `user`, or remove `group`");
+    }
     Run {
+        user: user.map(|user| user.value),
+        group: group.map(|group| group.value),
         pid_file: section.get("pid-file").and_then(|node| reader.path(node)).map(|path| path.value),
         reload_on_change: section
             .get("reload-on-change")

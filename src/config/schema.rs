@@ -206,6 +206,10 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         }
         ("admin", "listen") => (one_or_more(&text()), "address and port, or `off`"),
         ("log", "level") => (text(), "error, warn, info, debug or trace"),
+        ("run", "user") => {
+            (text(), "who the process becomes once its sockets are open, where root starts it")
+        }
+        ("run", "group") => (text(), "its group; left out, the one that the user has"),
         ("run", "pid-file") => (text(), "where the process writes its number, for `mailkey reload`"),
         ("run", "reload-on-change") => (flag(), "take changed files without a word"),
         ("run", "bind-retry") => (duration(), "how long a start waits for an address that is in use"),

@@ -15,8 +15,8 @@ use crate::stream::{BoxIo, OnSide as _, Side, SideError};
 use crate::upstream::connector::Connector;
 use crate::upstream::error::UpstreamError;
 
-/// How much is read at once during a dialogue, in octets.
-const CHUNK: usize = 4096;
+/// How much is read at once during a dialogue, in octets: a line mostly. All of it is wiped afterwards.
+const CHUNK: usize = 1024;
 
 /// How much a mail client may pipeline behind a login that waits its turn, in octets.
 const MAX_PIPELINED: usize = 16 * 1024;

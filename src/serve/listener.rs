@@ -100,6 +100,7 @@ impl Door {
     /// Accepts until told to stop; each visit is served in a task of its own.
     pub async fn keep(self, socket: TcpListener) {
         let mut pause = FIRST_PAUSE;
+        let prepared = dial::prepare_all(&socket);
         loop {
             let next = tokio::select! {
                 biased;
@@ -115,6 +116,9 @@ impl Door {
                         pause = FIRST_PAUSE;
                     }
                     self.metrics.connections.get_or_create(&label).inc();
+                    if !prepared {
+                        dial::prepare(&io);
+                    }
                     if contains(&room.listener.proxy_protocol_from, peer) {
                         let door = self.clone();
                         self.tracker.spawn(async move {
@@ -123,7 +127,6 @@ impl Door {
                             }
                         });
                     } else if may_enter(&room.listener, peer) {
-                        dial::prepare(&io);
                         let place = Arc::clone(&self.places).try_acquire_owned().ok();
                         self.tracker.spawn((room.serve)(Visit { io, peer, place }));
                     }
@@ -145,7 +148,6 @@ impl Door {
 
     /// Who is behind a load balancer: its header comes before anything else, and `allow-from` is about him.
     async fn introduced(&self, room: &Room, mut io: TcpStream, balancer: SocketAddr) -> Option<Visit> {
-        dial::prepare(&io);
         // held while the header is waited for: it is a connection like any other
         let place = Arc::clone(&self.places).try_acquire_owned().ok();
         let header = self.closing.run_until_cancelled(timeout(room.header_limit, real_peer(&mut io))).await?;

@@ -86,6 +86,7 @@ impl Shown {
             known.lacking.clear();
             known.learned_at = Some(now);
             known.failing = false;
+            true
         });
     }
 
@@ -93,18 +94,29 @@ impl Shown {
     pub fn signed_in(&self, offer: &Offer) {
         match self.protocol {
             // SMTP's list comes before AUTH: it is everybody's.
-            Protocol::Smtp => self.change(|known| known.everybody = offer.clone()),
+            Protocol::Smtp => self.change(|known| {
+                let is_news = known.everybody != *offer;
+                if is_news {
+                    known.everybody = offer.clone();
+                }
+                is_news
+            }),
             Protocol::Imap | Protocol::Pop3 | Protocol::Ews | Protocol::ActiveSync => self.change(|known| {
                 let there = |word: &String| offer.0.iter().any(|there| there.eq_ignore_ascii_case(word));
                 let lacking = known.everybody.0.iter().filter(|word| !there(word) && !is_the_protocol(word));
+                let before = known.lacking.len();
                 known.lacking.extend(lacking.map(|word| word.to_ascii_uppercase()));
+                known.lacking.len() > before
             }),
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Known)) {
+    /// `change` says whether it changed anything: mostly it does not, and there is nothing to be done.
+    fn change(&self, change: impl FnOnce(&mut Known) -> bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut known);
+        if !change(&mut known) {
+            return;
+        }
         let words =
             known.everybody.0.iter().filter(|word| !known.lacking.contains(&word.to_ascii_uppercase()));
         let offer = Offer(words.cloned().collect());

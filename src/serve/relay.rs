@@ -273,8 +273,11 @@ impl Pipe {
                 let words = self.watch.as_ref().map_or(&b""[..], |watch| watch.farewell(*ending));
                 self.front.write_all(words).await?;
             }
-            self.back.shutdown().await?;
-            self.front.shutdown().await
+            if !self.up.done {
+                self.back.shutdown().await?;
+            }
+            // where upstream has closed, the mail client has been told already
+            if self.down.done { Ok(()) } else { self.front.shutdown().await }
         };
         // whoever is still there gets a proper end of TLS; whoever is not costs a moment at most
         drop(tokio::time::timeout(GOODBYE_LIMIT, goodbye).await);

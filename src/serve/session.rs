@@ -92,7 +92,6 @@ struct Opened {
     mailbox: String,
     origin: Origin,
     token_ends: Instant,
-    welcome: Welcome,
     /// Over a connection that was ready, or a new one.
     connection: &'static str,
     _seat: Seat,
@@ -184,8 +183,8 @@ impl Session {
             };
             let client = Counterpart { dialogue: &mut *front, io: &mut io };
             match self.open(&login, client, &mut recorder).await {
-                Ok((back, to_front, opened)) => {
-                    front.grant(opened.welcome.offer.as_ref());
+                Ok((back, to_front, welcome, opened)) => {
+                    front.grant(welcome.offer.as_ref());
                     if let Err(error) = drive::say(&mut *front, &mut io, &mut recorder).await {
                         return Outcome::Over(format!("{error}, just as it was let in"));
                     }
@@ -267,7 +266,7 @@ impl Session {
         login: &Login,
         mut client: Counterpart<'_>,
         recorder: &mut Recorder,
-    ) -> Result<(BoxIo, Vec<u8>, Opened), Setback> {
+    ) -> Result<(BoxIo, Vec<u8>, Welcome, Opened), Setback> {
         let limit = self.station.limits.login_timeout * 2;
         let deadline = clock::now() + limit;
         let (station, protocol) = (&self.station, self.station.listener.protocol);
@@ -299,16 +298,9 @@ impl Session {
                         warm.logged_in(login.client_name.as_deref());
                     }
                     let (origin, token_ends) = (granted.origin, granted.expires_at);
-                    let opened = Opened {
-                        mailbox,
-                        origin,
-                        token_ends,
-                        welcome,
-                        connection,
-                        _seat: seat,
-                        pass: Some(pass),
-                    };
-                    return Ok((io, rest, opened));
+                    let opened =
+                        Opened { mailbox, origin, token_ends, connection, _seat: seat, pass: Some(pass) };
+                    return Ok((io, rest, welcome, opened));
                 }
                 Err(BackFailure::Said(BackError::NoMechanism { .. }))
                     if account.application.sasl == Sasl::Auto

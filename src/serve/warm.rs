@@ -308,10 +308,13 @@ impl State {
         if self.logins.len() < ENOUGH {
             return 0;
         }
-        let within = |start: &Instant| {
-            self.logins.iter().filter(|&login| login >= start && *login < *start + BURST).count()
+        // the logins are in order: the first one that is still within reach of `login` only ever moves on
+        let mut reach = self.logins.iter().enumerate().peekable();
+        let within = |(at, login): (usize, &Instant)| {
+            while reach.next_if(|(_, first)| **first + BURST <= *login).is_some() {}
+            1 + at - reach.peek().map_or(at, |(first, _)| *first)
         };
-        self.logins.iter().map(within).max().unwrap_or(0)
+        self.logins.iter().enumerate().map(within).max().unwrap_or(0)
     }
 }
 

@@ -190,6 +190,11 @@ impl Simulator {
         self.office.tokens.bearer(access_token)?.user.clone()
     }
 
+    /// The access tokens that were given out, for tests that look for them where they must not be.
+    pub fn issued_tokens(&self) -> Vec<String> {
+        self.office.tokens.issued()
+    }
+
     /// Ends every access token now, as a revocation would.
     pub fn expire_tokens(&self) {
         self.office.tokens.expire_all();

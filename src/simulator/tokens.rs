@@ -97,6 +97,11 @@ impl Tokens {
         token
     }
 
+    /// Every access token that is remembered.
+    pub(super) fn issued(&self) -> Vec<String> {
+        self.lock().access.keys().cloned().collect()
+    }
+
     /// The bearer of a token that is still good.
     pub(super) fn bearer(&self, token: &str) -> Option<Arc<Bearer>> {
         let bearer = self.lock().access.get(token).map(Arc::clone)?;

@@ -1,16 +1,16 @@
 //! Log output by `tracing`: text for people, JSON for machines, to standard error.
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Starts logging for the whole process. `RUST_LOG` wins over `level`. Our dependencies stay at `warn`, so
-/// that no library's trace shows what passes through it.
+/// Starts logging for the whole process. `level` may go on as a filter (`debug,hyper=trace`); unless it names them,
+/// our dependencies stay at `warn`. `RUST_LOG` counts for nothing.
 ///
 /// # Errors
 /// A filter that does not parse; logging that is already on.
 pub fn start(level: &str, json: bool) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("warn,mailkey={level}")).map_err(|e| e.to_string())?;
+    let filter = format!("warn,mailkey={level}").parse::<Targets>().map_err(|e| e.to_string())?;
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     if json {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -154,11 +154,23 @@ impl Name {
 
 /// Makes a socket fit for sessions that say nothing for half an hour.
 pub fn prepare(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
+    set_up(&SockRef::from(stream));
+}
+
+/// Has every socket that this one accepts be fit for them. `false`: the system does not hand the options down, so
+/// that each has to be [prepared](prepare).
+pub fn prepare_all(listener: &TcpListener) -> bool {
+    if cfg!(target_os = "linux") {
+        set_up(&SockRef::from(listener));
+    }
+    cfg!(target_os = "linux")
+}
+
+fn set_up(socket: &SockRef<'_>) {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(30));
     // Each of these makes a session better; none of them is worth losing it.
     let set = [
-        stream.set_nodelay(true),
+        socket.set_tcp_nodelay(true),
         socket.set_tcp_keepalive(&keepalive),
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(Duration::from_mins(3))),
@@ -199,6 +211,10 @@ fn interleave(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
 /// Starts an attempt at each address in turn, the next one when the last fails or is slow; the first to
 /// connect wins, the others are dropped. The error says what became of each.
 async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<TcpStream, String> {
+    // nothing to race: no task of its own, and no timer for the next one
+    if let (1, Some(&only)) = (queue.len(), queue.front()) {
+        return attempt(only, limit).await.map_err(|error| format!("{only}: {error}"));
+    }
     let mut attempts = JoinSet::new();
     let mut failures: Vec<String> = Vec::new();
     loop {
@@ -244,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_address_does_not_hold_up_a_live_one() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = listener.local_addr().unwrap();
         let dead = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
         let stream = race(VecDeque::from([dead, live]), ATTEMPT_LIMIT).await.unwrap();
@@ -282,6 +298,27 @@ mod tests {
         name.remember(old.clone(), Duration::ZERO);
         let _asked = name.asking.lock().await;
         assert_eq!(dialler.resolve("no-such-host.invalid").await.unwrap(), old);
+    }
+
+    #[tokio::test]
+    async fn accepted_sockets_are_fit_for_long_silence_like_dialled_ones() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hands_down = prepare_all(&listener);
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        if !hands_down {
+            prepare(&far);
+        }
+        prepare(&near);
+        for stream in [&near, &far] {
+            let socket = SockRef::from(stream);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            #[cfg(target_os = "linux")]
+            assert_eq!(
+                (socket.tcp_keepalive_time().unwrap(), socket.tcp_user_timeout().unwrap()),
+                (KEEPALIVE, Some(Duration::from_mins(3)))
+            );
+        }
     }
 
     #[test]

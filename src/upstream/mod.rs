@@ -18,6 +18,7 @@ pub mod https;
 pub mod negotiate;
 pub mod ntlm;
 pub mod proxy;
+pub mod record;
 pub mod tickets;
 pub mod tls;
 pub mod tunnel;

@@ -10,17 +10,17 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme,
-    SupportedProtocolVersion,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore,
+    SignatureScheme, SupportedProtocolVersion,
 };
-use tokio_rustls::TlsConnector;
 
 use super::error::UpstreamError;
+use super::record::TlsStream;
 use super::tickets::Tickets;
 use crate::certificate::Stranger;
 use crate::config::model::{Tls, TlsVersion};
 use crate::secret::Encrypted;
-use crate::stream::{BoxIo, Io};
+use crate::stream::BoxIo;
 
 /// Why the TLS settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -136,8 +136,13 @@ pub fn versions(minimum: TlsVersion) -> &'static [&'static SupportedProtocolVers
 
 /// The one cryptography provider, with or without the post-quantum key exchange: its larger hello makes
 /// some old middleboxes stumble.
+///
+/// Of TLS 1.3's suites, AES-128-GCM with SHA-256 comes first, as in browsers: processors have instructions for
+/// SHA-256, which the handshake's key schedule (RFC 8446 §7.1) mostly is, and hardly any for SHA-384.
 pub fn provider(tls: &Tls) -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
+    // a stable sort: all others keep rustls' order
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
     if !tls.post_quantum {
         provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
     }
@@ -194,17 +199,16 @@ fn roots(extra: Option<&Path>) -> Result<RootCertStore, TlsSetupError> {
 ///
 /// # Errors
 /// The name is no DNS name or address; the handshake or the certificate fails.
-pub async fn handshake<S: Io + 'static>(
+pub async fn handshake(
     config: &Arc<ClientConfig>,
     host: &str,
     port: u16,
-    stream: S,
+    stream: BoxIo,
 ) -> Result<(BoxIo, Encrypted), UpstreamError> {
     let target = || format!("{host}:{port}");
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
         .map_err(|error| UpstreamError::Tls { target: target(), why: error.to_string() })?;
-    let connector = TlsConnector::from(Arc::clone(config));
-    match connector.connect(name, stream).await {
+    match TlsStream::connect(stream, config, name).await {
         Ok(stream) => Ok((Box::new(stream), Encrypted::after_handshake())),
         Err(error) => Err(UpstreamError::of_tls(target(), &error)),
     }
@@ -215,7 +219,7 @@ mod tests {
     use rustls::{HandshakeKind, ServerConfig};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::task::JoinSet;
-    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
     use crate::certificate::{Flaw, Kind};
@@ -281,12 +285,21 @@ mod tests {
         let client = Arc::new(outbound_config(&Tls::default()).unwrap());
         let (near, far) = tokio::io::duplex(64 * 1024);
         tokio::spawn(async move { drop(TlsAcceptor::from(server).accept(far).await) });
-        let error = handshake(&client, "localhost", 993, near).await.map(drop).unwrap_err();
+        let error = handshake(&client, "localhost", 993, Box::new(near)).await.map(drop).unwrap_err();
         let UpstreamError::Certificate { flaw, target } = error else { panic!("{error}") };
         assert_eq!((flaw.kind(), target.as_str()), (Kind::Issuer, "localhost:993"));
         let Flaw::UnknownIssuer(top) = flaw else { panic!() };
         let shown = certificates(&folder.path().join("root.pem")).unwrap();
         assert_eq!(top.fingerprint, crate::certificate::fingerprint(&shown[0]));
+    }
+
+    #[test]
+    fn of_tls_1_3_the_suite_with_the_cheapest_handshake_is_offered_first_and_all_are_there() {
+        let ours: Vec<_> =
+            provider(&Tls::default()).cipher_suites.iter().map(rustls::SupportedCipherSuite::suite).collect();
+        assert_eq!(ours[0], CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let usual = aws_lc_rs::default_provider().cipher_suites;
+        assert!(usual.iter().all(|suite| ours.contains(&suite.suite())) && usual.len() == ours.len());
     }
 
     #[test]

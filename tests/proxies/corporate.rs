@@ -1,11 +1,10 @@
 //! A company's network on one machine: mailkey as a process of its own, and real proxies in front of the simulator.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use mailkey::simulator::{ALICE, PUBLIC_CLIENT_ID, Settings, Simulator};
@@ -13,7 +12,8 @@ use tempfile::TempDir;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 
-use crate::stage::{Told, Wire, run};
+use crate::ports::free_port;
+use crate::stage::{Told, Wire, run, write_private};
 
 /// How long a program may take to come up.
 const START: Duration = Duration::from_secs(30);
@@ -42,18 +42,6 @@ pub fn open_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     folder
-}
-
-/// A port that was free a moment ago, and that the system does not give to those who ask for any.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let own = u16::try_from(std::process::id() % 1000).unwrap() * 20;
-    loop {
-        let port = 10_000 + (own + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 /// Starts a program; one that is not there is a failed test, never a skipped one.
@@ -132,7 +120,7 @@ impl Mailkey {
             std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o600))
                 .unwrap();
         }
-        std::fs::write(folder.path().join("proxy.yaml"), configuration(office, &plan)).unwrap();
+        write_private(&folder.path().join("proxy.yaml"), &configuration(office, &plan));
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut words = plan.wrapper.clone();
         words.push(env!("CARGO_BIN_EXE_mailkey").to_owned());

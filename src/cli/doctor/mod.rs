@@ -34,7 +34,7 @@ use self::report::{Branch, Report};
 use self::route::{Route, TLS_STEP};
 use super::out::Out;
 use super::run::environment;
-use super::{FAILED, MISUSED};
+use super::{FAILED, MISUSED, go_on_as};
 use crate::clock;
 use crate::config::model::{Config, Purpose, Upstream};
 use crate::serve::probe::Probe;
@@ -93,6 +93,9 @@ pub fn doctor(path: &Path, wishes: &DoctorArguments, out: &mut Out) -> ExitCode 
             return ExitCode::from(MISUSED);
         }
     };
+    if let Err(code) = go_on_as(&config, out) {
+        return code;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
