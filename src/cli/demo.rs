@@ -40,10 +40,13 @@ pub struct DemoArguments {
 
 /// Runs the demo.
 pub fn demo(wishes: &DemoArguments, out: &mut Out) -> ExitCode {
-    if let Err(error) = log::start(&wishes.log, false) {
-        out.error(format_args!("logging cannot start: {error}"));
-        return ExitCode::from(super::MISUSED);
-    }
+    let _flush = match log::start(&wishes.log, false) {
+        Ok(flush) => flush,
+        Err(error) => {
+            out.error(format_args!("logging cannot start: {error}"));
+            return ExitCode::from(super::MISUSED);
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -114,7 +114,7 @@ pub fn login(wishes: &LoginArguments, path: &Path, out: &mut Out) -> ExitCode {
         Err(code) => return code,
     };
     // A log that is on already is as good.
-    drop(log::start("warn", false));
+    let _flush = log::start("warn", false);
     let errands = match errands(&config, wishes) {
         Ok(errands) => errands,
         Err(why) => {

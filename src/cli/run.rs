@@ -43,10 +43,13 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let config = &loaded.config;
-    if let Err(error) = log::start(&config.log.level, config.log.format == LogFormat::Json) {
-        out.error(format_args!("logging cannot start: {error}"));
-        return ExitCode::from(MISUSED);
-    }
+    let _flush = match log::start(&config.log.level, config.log.format == LogFormat::Json) {
+        Ok(flush) => flush,
+        Err(error) => {
+            out.error(format_args!("logging cannot start: {error}"));
+            return ExitCode::from(MISUSED);
+        }
+    };
     for remark in &loaded.remarks {
         tracing::warn!(line = remark.line, remedy = remark.remedy, "{}", remark.what);
     }

@@ -91,7 +91,7 @@ fn at_the_store(
         Err(code) => return code,
     };
     // A log that is on already is as good.
-    drop(log::start("warn", false));
+    let _flush = log::start("warn", false);
     if config.tokens.store == Place::Memory {
         out.error(format_args!("no sign-in is kept: {MEMORY}"));
         return ExitCode::from(MISUSED);

@@ -168,6 +168,11 @@ impl Default for Metrics {
             metrics.waiting.clone(),
         );
         registry.register(
+            "log_lines_lost",
+            "Lines of the log that nobody will read",
+            super::log::LOST.clone(),
+        );
+        registry.register(
             "warm_connections_parked",
             "Upstream connections ready for a login",
             metrics.warm_parked.clone(),
