@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{HOST, ORIGIN};
+use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{Method, Request, StatusCode, Version};
 
@@ -18,6 +18,12 @@ pub(super) fn admit<B>(
         return Err((StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here"));
     }
     let headers = request.headers();
+    // nothing here needs a body; where none is, nobody can disagree about its length (RFC 9112 §6.3)
+    if headers.contains_key(TRANSFER_ENCODING)
+        || headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0")
+    {
+        return Err((StatusCode::BAD_REQUEST, "a request has no body here"));
+    }
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
@@ -115,6 +121,20 @@ mod tests {
         }
         let head = Request::builder().method("HEAD").header("host", "localhost").body(()).unwrap();
         assert_eq!(admit(&head, &[]), Ok(()));
+    }
+
+    #[test]
+    fn a_request_with_a_body_is_refused() {
+        let host = ("host", "localhost");
+        for (line, expected) in [
+            (("content-length", "0"), 200),
+            (("content-length", "4"), 400),
+            (("content-length", "0, 0"), 400),
+            (("transfer-encoding", "chunked"), 400),
+            (("transfer-encoding", "xchunked"), 400),
+        ] {
+            assert_eq!(status("127.0.0.1:9143", &[host, line]), expected, "{line:?}");
+        }
     }
 
     #[test]

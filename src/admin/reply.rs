@@ -1,7 +1,7 @@
 //! An answer of the admin pages, with the header fields that every one of them carries.
 
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderValue, Response, StatusCode};
@@ -40,6 +40,10 @@ impl Reply {
         ];
         let headers = response.headers_mut();
         headers.extend(fields.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        if self.status == StatusCode::BAD_REQUEST {
+            // what follows cannot be trusted to be a request
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
