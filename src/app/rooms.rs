@@ -252,13 +252,6 @@ impl EwsVisitors {
     async fn serve(self: Arc<Self>, visit: Visit) {
         let Visit { io, peer, place } = visit;
         let name = &self.desk.listener.name;
-        if place.is_none() {
-            // HTTP has no word to say before it is asked
-            tracing::warn!(listener = name, %peer, "turned away: `limits.sessions` is reached");
-            return;
-        }
-        let alive = self.desk.metrics.sessions.get_or_create_owned(&ListenerLabel { listener: name.clone() });
-        alive.inc();
         let io: Result<BoxIo, String> = match &self.acceptor {
             None => Ok(Box::new(io)),
             Some(acceptor) => match timeout(self.limit, acceptor.accept(io)).await {
@@ -270,10 +263,21 @@ impl EwsVisitors {
                 Err(_) => Err("no TLS handshake within `login-timeout`".to_owned()),
             },
         };
-        match io {
-            Ok(io) => drop(ews::serve(io, peer, Arc::clone(&self.desk), self.draining.clone()).await),
-            Err(why) => tracing::info!(listener = name, %peer, why, "TLS with the mail client failed"),
+        let io = match io {
+            Ok(io) => io,
+            Err(why) => {
+                tracing::info!(listener = name, %peer, why, "TLS with the mail client failed");
+                return;
+            }
+        };
+        if place.is_none() {
+            tracing::warn!(listener = name, %peer, "turned away: `limits.sessions` is reached");
+            ews::turn_away(io).await;
+            return;
         }
+        let alive = self.desk.metrics.sessions.get_or_create_owned(&ListenerLabel { listener: name.clone() });
+        alive.inc();
+        let _ended = ews::serve(io, peer, Arc::clone(&self.desk), self.draining.clone()).await;
         alive.dec();
     }
 }

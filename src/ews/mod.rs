@@ -39,11 +39,13 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, sleep_until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::desk::Desk;
@@ -51,6 +53,7 @@ use self::forward::Caller;
 use self::record::Totals;
 use self::wire::Wire;
 use crate::clock;
+use crate::explain::Refusal;
 use crate::stream::BoxIo;
 
 /// Largest request head, in octets. Cookies of Exchange run to a few KiB.
@@ -61,6 +64,12 @@ const MAX_BUFFER: usize = 64 << 10;
 
 /// Most header fields in a request.
 const MAX_FIELDS: usize = 100;
+
+/// What is read of somebody who is turned away, in octets: a request of the usual size.
+const MAX_UNREAD: u64 = 64 << 10;
+
+/// How long somebody who is turned away may take to hear it.
+const TURN_AWAY_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a connection came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +170,24 @@ pub async fn serve(io: BoxIo, peer: SocketAddr, desk: Arc<Desk>, cancel: Cancell
         down: count(&totals.down),
         ended,
     }
+}
+
+/// Tells who comes when the house is full that it is, whatever they ask, and closes.
+pub async fn turn_away(mut io: BoxIo) {
+    let sentence = Refusal::TooManySessions.sentence();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{sentence}\n",
+        sentence.len() + 1
+    );
+    let goodbye = async {
+        io.write_all(answer.as_bytes()).await?;
+        io.shutdown().await?;
+        // bytes that nobody reads would reset the connection, and the answer with it
+        tokio::io::copy(&mut io.take(MAX_UNREAD), &mut tokio::io::sink()).await
+    };
+    // whoever does not take it in time has had the chance
+    let _told: Result<_, _> = timeout(TURN_AWAY_LIMIT, goodbye).await;
 }
 
 #[cfg(test)]
