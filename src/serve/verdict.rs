@@ -23,7 +23,7 @@ pub fn explain(
             return catalogue::exchange(protocol, reply, challenge.as_deref(), context);
         }
         BackError::TryLater { reply } => {
-            return catalogue::exchange(protocol, reply, None, context);
+            return catalogue::not_now(protocol, reply, context);
         }
         BackError::NoStartTls => (
             "UPSTREAM-NO-STARTTLS",

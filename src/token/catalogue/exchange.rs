@@ -22,17 +22,32 @@ pub fn exchange(
     context: &Context<'_>,
 ) -> Explanation {
     let answer = format!("{}\n{}", reply.trim(), challenge.unwrap_or_default()).to_lowercase();
-    let answer = answer.as_str();
+    known(protocol, &answer).unwrap_or(last_resort(protocol, false)).explain(&answer, context)
+}
+
+/// The same for an answer that the protocol itself calls temporary (BYE, `-ERR [SYS/TEMP]`, 4xx), whatever its words:
+/// where nothing fits, it passes.
+pub fn not_now(protocol: Protocol, reply: &str, context: &Context<'_>) -> Explanation {
+    // a dialogue gives untagged answers without the star that stands before them
+    let star = if protocol == Protocol::Imap { "* " } else { "" };
+    let answer = format!("{star}{}", reply.trim()).to_lowercase();
+    known(protocol, &answer).unwrap_or(last_resort(protocol, true)).explain(&answer, context)
+}
+
+fn known(protocol: Protocol, answer: &str) -> Option<&'static Answer> {
     ANSWERS
         .iter()
         .find(|entry| entry.protocol == protocol && entry.needles.iter().all(|needle| holds(answer, needle)))
-        .unwrap_or(last_resort(protocol))
-        .explain(answer, context)
 }
 
 /// All answers, for the catalogue's page.
 pub(super) fn entries() -> Vec<Explanation> {
-    ANSWERS.iter().chain(&LAST_RESORTS).map(|entry| entry.explain("", &Context::default())).collect()
+    ANSWERS
+        .iter()
+        .chain(&LAST_RESORTS)
+        .chain(&NOT_NOW)
+        .map(|entry| entry.explain("", &Context::default()))
+        .collect()
 }
 
 /// The entry that each line is, for each protocol; and entries that are called by their code.
@@ -41,6 +56,7 @@ pub(super) fn find(text: &str) -> Vec<Explanation> {
     let mut found: Vec<Explanation> = ANSWERS
         .iter()
         .chain(&LAST_RESORTS)
+        .chain(&NOT_NOW)
         .filter(|entry| called(&text, entry.code))
         .map(|entry| entry.explain("", &Context::default()))
         .collect();
@@ -581,13 +597,24 @@ static LAST_RESORTS: [Answer; 4] = [
     ews("EWS-REFUSED", &[], &UNFAMILIAR, "the mail service refused the request with an unfamiliar answer"),
 ];
 
-fn last_resort(protocol: Protocol) -> &'static Answer {
+/// What is said where nothing fits, and the mail service says that it passes.
+static NOT_NOW: [Answer; 3] = [
+    imap("IMAP-NOT-NOW", &[], &SERVICE, "the mail service takes no login now, for an unfamiliar reason"),
+    pop3("POP3-NOT-NOW", &[], &SERVICE, "the mail service takes no login now, for an unfamiliar reason"),
+    smtp("SMTP-NOT-NOW", &[], &SERVICE, "the mail service takes no login now, for an unfamiliar reason"),
+];
+
+fn last_resort(protocol: Protocol, is_temporary: bool) -> &'static Answer {
     let [imap, pop3, smtp, ews] = &LAST_RESORTS;
-    match protocol {
-        Protocol::Imap => imap,
-        Protocol::Pop3 => pop3,
-        Protocol::Smtp => smtp,
-        Protocol::Ews | Protocol::ActiveSync => ews,
+    let [imap_not_now, pop3_not_now, smtp_not_now] = &NOT_NOW;
+    match (protocol, is_temporary) {
+        (Protocol::Imap, false) => imap,
+        (Protocol::Imap, true) => imap_not_now,
+        (Protocol::Pop3, false) => pop3,
+        (Protocol::Pop3, true) => pop3_not_now,
+        (Protocol::Smtp, false) => smtp,
+        (Protocol::Smtp, true) => smtp_not_now,
+        (Protocol::Ews | Protocol::ActiveSync, _) => ews,
     }
 }
 
@@ -782,5 +809,23 @@ mod tests {
         for part in ["-EwsEnabled $true", "EwsAllowedAppIDs", "`app-1`", "a@contoso.com", "1 April 2027"] {
             assert!(remedy.contains(part), "{part} is not in {remedy}");
         }
+    }
+
+    #[test]
+    fn what_upstream_calls_temporary_is_never_told_as_permanent() {
+        for (protocol, reply, code) in [
+            (Protocol::Imap, "BYE Connection is closed. 14", "IMAP-BYE"),
+            (Protocol::Imap, "NO [UNAVAILABLE] of no kind that anybody knows", "IMAP-NOT-NOW"),
+            (Protocol::Pop3, "-ERR of no kind that anybody knows", "POP3-NOT-NOW"),
+            (Protocol::Smtp, "of no kind that anybody knows", "SMTP-NOT-NOW"),
+        ] {
+            let story = not_now(protocol, reply, &Context::default());
+            assert_eq!(story.code, code, "{reply}");
+            assert!(matches!(story.refusal, Refusal::Unavailable { .. }), "{reply}: {story:?}");
+            assert!(matches!(story.passes, Passes::ByItself(_)), "{reply}: {story:?}");
+        }
+        // what is known to need somebody is told so, however it was said
+        let story = not_now(Protocol::Imap, "BYE Connection closed. 14", &Context::default());
+        assert_eq!((story.code.as_ref(), story.passes), ("IMAP-SESSION-CLOSED", Passes::Never));
     }
 }

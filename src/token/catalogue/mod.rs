@@ -18,7 +18,7 @@ mod exchange;
 
 pub use entra::{Class, class_of, entra};
 pub use entry::Context;
-pub use exchange::exchange;
+pub use exchange::{exchange, not_now};
 
 use crate::explain::Explanation;
 
