@@ -13,7 +13,7 @@ use super::{
     aadsts::Failure,
     grants::{self, Ask, Outcome},
     http::{self as web, Answer},
-    journal::{Event, TokenRequest},
+    journal::{Event, Service, TokenRequest},
     mischief::{ExpiresIn, IdentityFault, hang},
     office::Office,
     random,
@@ -65,6 +65,11 @@ async fn token(office: &Office, tenant: &str, v1: bool, request: Request<Incomin
     if let Some((client_id, secret)) = basic {
         ask.form.entry("client_id".to_owned()).or_insert(client_id);
         ask.form.entry("client_secret".to_owned()).or_insert(secret);
+    }
+    let mischief = &office.mischief;
+    if mischief.refuses(Service::Authority) || mischief.bad_certificate(Service::Authority).is_some() {
+        // a connection of before: new ones do not come so far
+        return Err(io::ErrorKind::ConnectionReset.into());
     }
     let mut record = TokenRequest::default();
     if let Some(answer) = misbehave(office, &ask, &mut record).await? {
