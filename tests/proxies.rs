@@ -18,8 +18,8 @@ use self::corporate::{
 use crate::ports::free_port;
 
 pub mod corporate;
-mod faults;
-mod namespaces;
+pub mod faults;
+pub mod namespaces;
 
 /// What a proxy must have been asked for when everything went through it.
 fn all_targets(office: &Simulator) -> Vec<String> {

@@ -4,16 +4,23 @@ use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mailkey::app::App;
 use mailkey::config;
 use mailkey::simulator::{PUBLIC_CLIENT_ID, Settings, Simulator};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::distance::Distance;
 
@@ -97,12 +104,7 @@ impl Stage {
 
     /// The value of a metric's line that begins so; 0 where there is none.
     pub async fn metric(&self, start: &str) -> u64 {
-        let mut page = TcpStream::connect(self.app.admin_addresses()[0]).await.unwrap();
-        page.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .await
-            .unwrap();
-        let mut text = String::new();
-        BufReader::new(page).read_to_string(&mut text).await.unwrap();
+        let text = self.page("/metrics").await;
         let line = text.lines().find(|line| line.starts_with(start));
         line.and_then(|line| line.rsplit(' ').next()).map_or(0, |value| value.parse().unwrap())
     }
@@ -115,6 +117,24 @@ impl Stage {
             }
         };
         timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("`{start}` never reached {least}"));
+    }
+
+    /// For a server that a test puts in the simulator's place: it shows a certificate that the proxy trusts.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let certificate = CertificateDer::from_pem_file(self.file("server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.file("server.key")).unwrap();
+        let config = rustls::ServerConfig::builder().with_no_client_auth();
+        TlsAcceptor::from(Arc::new(config.with_single_cert(vec![certificate], key).unwrap()))
+    }
+
+    /// A page of the admin listener, head and all.
+    pub async fn page(&self, path: &str) -> String {
+        let mut page = TcpStream::connect(self.app.admin_addresses()[0]).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        page.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        page.read_to_string(&mut text).await.unwrap();
+        text
     }
 
     /// A raw connection to a listener.
@@ -227,10 +247,26 @@ pub async fn run<I: AsRef<OsStr>>(
     }
 }
 
-/// A raw connection: lines out, lines in.
-pub struct Wire(pub BufReader<TcpStream>);
+/// A raw connection, in clear or encrypted: lines out, lines in.
+pub struct Wire<S = TcpStream>(pub BufReader<S>);
 
 impl Wire {
+    /// Does the TLS handshake on a connection that has been in clear so far. What came before is gone.
+    ///
+    /// # Errors
+    /// The other side sends something else.
+    pub async fn encrypt(self, folder: &Path) -> std::io::Result<Wire<TlsStream<TcpStream>>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(folder.join("server.pem")).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let connecting = TlsConnector::from(Arc::new(config)).connect(name, self.0.into_inner());
+        let tls = timeout(PATIENCE, connecting).await.expect("the handshake hangs")?;
+        Ok(Wire(BufReader::new(tls)))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub async fn say(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.write_all(bytes.as_ref()).await.unwrap();
     }

@@ -168,16 +168,34 @@ impl Mailkey {
     /// The last line that tells of a refused login, or of a refused EWS request.
     pub async fn refusal(&self, listener: &str, nth: usize) -> serde_json::Value {
         let of = |line: &serde_json::Value| line["listener"] == listener && line["code"].is_string();
-        until(&format!("refusal {nth} at {listener}"), || {
-            self.log().iter().filter(|line| of(line)).count() >= nth
-        })
-        .await;
+        let end = Instant::now() + START;
+        while self.log().iter().filter(|line| of(line)).count() < nth {
+            assert!(Instant::now() < end, "no refusal {nth} at {listener}: {}", self.raw_log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         self.log().into_iter().filter(of).nth(nth - 1).unwrap()
     }
 
     /// How often a listener has refused so far.
     pub fn refusals(&self, listener: &str) -> usize {
         self.log().iter().filter(|line| line["listener"] == listener && line["code"].is_string()).count()
+    }
+
+    /// Sends a signal, e.g. `-TERM`.
+    pub fn signal(&self, signal: &str) {
+        must("kill", &[signal, &self.pid().to_string()]);
+    }
+
+    /// Waits until the process has ended; its exit code, if it had the time to give one.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let mut code = None;
+        until("mailkey ends", || {
+            let status = self.process.0.try_wait().unwrap();
+            code = status.and_then(|status| status.code());
+            status.is_some()
+        })
+        .await;
+        code
     }
 
     /// Open file descriptors, sockets and all.
@@ -191,11 +209,15 @@ impl Mailkey {
 
     /// Signs in as Alice; the protocol's answer.
     pub async fn sign_in(&self, protocol: &str) -> String {
+        self.sign_in_as(protocol, ALICE).await
+    }
+
+    /// Signs in; the protocol's answer.
+    pub async fn sign_in_as(&self, protocol: &str, (user, password): (&str, &str)) -> String {
         let mut wire = match protocol {
-            "ews" => return self.ask_ews().await,
+            "ews" => return self.ask_ews(&format!("{user}:{password}")).await,
             other => self.wire(other).await,
         };
-        let (user, password) = ALICE;
         match protocol.split('-').next().unwrap() {
             "imap" => {
                 wire.until("* OK").await;
@@ -217,12 +239,11 @@ impl Mailkey {
         }
     }
 
-    async fn ask_ews(&self) -> String {
+    async fn ask_ews(&self, user: &str) -> String {
         let url = format!("http://{}/EWS/Exchange.asmx", self.address("ews"));
-        let user = format!("{}:{}", ALICE.0, ALICE.1);
         let told = run(
             "curl",
-            ["-sS", "-i", "-u", &user, &url, "-H", "Content-Type: text/xml", "-d", GET_FOLDER],
+            ["-sS", "-i", "-u", user, &url, "-H", "Content-Type: text/xml", "-d", GET_FOLDER],
             b"",
         )
         .await;
@@ -292,11 +313,14 @@ fn configuration(office: &Simulator, plan: &Plan) -> String {
 
 /// The simulator, on loopback.
 pub async fn office() -> Simulator {
+    office_with(Settings::default()).await
+}
+
+/// The same, with other settings.
+pub async fn office_with(settings: Settings) -> Simulator {
     // the second call finds the provider in place
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    Simulator::start(Settings { address: IpAddr::V4(Ipv4Addr::LOCALHOST), ..Settings::default() })
-        .await
-        .unwrap()
+    Simulator::start(Settings { address: IpAddr::V4(Ipv4Addr::LOCALHOST), ..settings }).await.unwrap()
 }
 
 /// Writes an `/etc/hosts` in which Microsoft's names lead to the simulator.
