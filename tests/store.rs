@@ -82,7 +82,7 @@ pub mod redis {
             server
         }
 
-        async fn begin(&mut self) {
+        pub async fn begin(&mut self) {
             let child = Command::new("redis-server")
                 .args([
                     "--bind",
@@ -103,14 +103,14 @@ pub mod redis {
             eventually("the server answers", async || TcpStream::connect(("127.0.0.1", port)).ok()).await;
         }
 
-        fn kill(&mut self) {
+        pub fn kill(&mut self) {
             if let Some(mut child) = self.child.take() {
                 child.kill().unwrap();
                 child.wait().unwrap();
             }
         }
 
-        fn signal(&self, signal: &str) {
+        pub fn signal(&self, signal: &str) {
             let id = self.child.as_ref().unwrap().id().to_string();
             assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
         }
@@ -124,7 +124,7 @@ pub mod redis {
         }
 
         /// One command by hand; the first line of the answer.
-        fn raw(&self, command: &str) -> String {
+        pub fn raw(&self, command: &str) -> String {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             write!(stream, "{command}\r\n").unwrap();
@@ -425,54 +425,131 @@ mod file {
         (std::env::var(ROLE).ok()? == role).then(|| std::env::var_os(PLACE).unwrap().into())
     }
 
-    /// Every user's token says how often it was written; a kill must cost no more than the last write.
-    #[tokio::test]
-    async fn a_process_killed_while_it_writes_leaves_whole_records() {
+    /// Stores that one process writes at once: a kill of it is a kill inside a write of nearly each.
+    const STORES: usize = 10;
+
+    /// Users of a store, whose tokens are written in turn.
+    const USERS: u64 = 5;
+
+    fn numbered(place: &Path, number: usize) -> std::path::PathBuf {
+        place.join(format!("tokens{number}"))
+    }
+
+    /// Writes as fast as it can, and says what is written; goes on where the process before was killed.
+    async fn write_on(place: std::path::PathBuf, number: usize) {
+        let store = FileStore::open(&numbered(&place, number), &store_key()).unwrap();
+        let all = store.sign_ins().await.unwrap();
+        let start = all.iter().map(|(_, it)| it.refresh_token.expose().parse::<u64>().unwrap() + 1).max();
+        for round in start.unwrap_or_default().. {
+            let user = key(&format!("user {}", round % USERS));
+            store.save_sign_in(&user, &stored(&round.to_string())).await.unwrap();
+            println!("\nwrote {number} {round}");
+        }
+    }
+
+    /// What is in a store that a kill has left: of each user the last round that was his, and nothing else.
+    async fn is_whole(path: &Path, told: u64) -> u64 {
+        let store = FileStore::open(path, &store_key()).unwrap();
+        let all = store.sign_ins().await.unwrap();
+        let mut found: Vec<(String, u64)> = all
+            .iter()
+            .map(|(key, it)| (key.user.clone(), it.refresh_token.expose().parse().unwrap()))
+            .collect();
+        let newest = found.iter().map(|(_, round)| *round).max().unwrap();
+        assert!(newest == told || newest == told + 1, "{told} was acknowledged, {newest} is there");
+        let first = (newest + 1).saturating_sub(USERS);
+        let mut expected: Vec<(String, u64)> =
+            (first..=newest).map(|round| (format!("user {}", round % USERS), round)).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        assert!(!path.with_extension("broken").exists());
+        newest
+    }
+
+    /// A hundred kills of ten stores each.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_killed_a_thousand_times_while_it_writes_never_tears_or_loses_a_record() {
+        const NAME: &str =
+            "store::file::a_process_killed_a_thousand_times_while_it_writes_never_tears_or_loses_a_record";
         if let Some(place) = in_role("writer") {
-            let store = FileStore::open(&place, &store_key()).unwrap();
-            for round in 0.. {
-                store
-                    .save_sign_in(&key(&format!("user {}", round % 20)), &stored(&round.to_string()))
-                    .await
-                    .unwrap();
-                println!("\nwrote {round}");
+            let mut writers = tokio::task::JoinSet::new();
+            for number in 0..STORES {
+                writers.spawn(write_on(place.clone(), number));
             }
+            while writers.join_next().await.is_some() {}
         }
         let dir = TempDir::new().unwrap();
-        let place = dir.path().join("tokens");
-        let mut last = None;
-        for lives in 0..8_u64 {
-            let name = "store::file::a_process_killed_while_it_writes_leaves_whole_records";
-            let mut child = another_process(name, "writer", &place, r#"exec "$@""#);
+        let mut last: Vec<Option<u64>> = vec![None; STORES];
+        let mut kills = 0;
+        for life in 0..100_u64 {
+            let mut child = another_process(NAME, "writer", dir.path(), r#"exec "$@""#);
             let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            let mut told = None;
-            for line in lines.by_ref().map_while(Result::ok) {
-                if let Some(round) = line.strip_prefix("wrote ") {
-                    told = Some(round.parse::<u64>().unwrap());
+            let mut told: Vec<Option<u64>> = vec![None; STORES];
+            let mut read = |line: String| {
+                if let Some((number, round)) = line.strip_prefix("wrote ").and_then(|it| it.split_once(' ')) {
+                    told[number.parse::<usize>().unwrap()] = Some(round.parse().unwrap());
                 }
-                if told.is_some_and(|round| round >= 20 + lives * 3) {
-                    break;
-                }
-            }
-            tokio::time::sleep(Duration::from_micros(lives * 170)).await;
+                told.iter().all(Option::is_some)
+            };
+            // every store has written in this life
+            assert!(lines.by_ref().map_while(Result::ok).any(&mut read), "life {life}: the writer ended");
+            std::thread::sleep(Duration::from_micros(life * 37 % 2000));
             child.kill().unwrap();
             child.wait().unwrap();
-            let told = lines
-                .map_while(Result::ok)
-                .filter_map(|line| line.strip_prefix("wrote ")?.parse().ok())
-                .last()
-                .or(told)
-                .expect("the writer wrote");
-            let store = FileStore::open(&place, &store_key()).unwrap();
-            let all = store.sign_ins().await.unwrap();
-            assert_eq!(all.len(), 20);
-            let newest =
-                all.iter().map(|(_, it)| it.refresh_token.expose().parse::<u64>().unwrap()).max().unwrap();
-            assert!(newest == told || newest == told + 1, "told {told}, found {newest}");
-            assert!(!dir.path().join("tokens.broken").exists());
-            last = Some(newest);
+            lines.map_while(Result::ok).for_each(|line| {
+                read(line);
+            });
+            for (number, (told, last)) in told.into_iter().zip(&mut last).enumerate() {
+                assert!(told > *last, "life {life}, store {number}: {told:?} after {last:?}");
+                *last = Some(is_whole(&numbered(dir.path(), number), told.unwrap()).await);
+                kills += 1;
+            }
         }
-        assert!(last.is_some_and(|round| round > 20));
+        assert_eq!(kills, 1000);
+    }
+
+    /// A file system of 64 KiB, which only the second process sees.
+    #[tokio::test]
+    async fn a_disk_without_room_or_without_leave_to_write_keeps_what_it_has() {
+        if let Some(place) = in_role("tiny") {
+            let folder = place.parent().unwrap();
+            let store = FileStore::open(&place, &store_key()).unwrap();
+            store.save_sign_in(&key("a"), &stored("old")).await.unwrap();
+            let remount = |how: &str| {
+                let options = format!("remount,{how},size=64k");
+                assert!(Command::new("mount").args(["-o", &options]).arg(folder).status().unwrap().success());
+            };
+            let is_kept = async |when: &str| {
+                assert!(store.save_sign_in(&key("a"), &stored("new")).await.is_err(), "{when}: it was taken");
+                assert_eq!(store.sign_in(&key("a")).await.unwrap(), Some(stored("old")), "{when}");
+                assert_eq!(store.sign_ins().await.unwrap().len(), 1, "{when}");
+            };
+            // the last octet is taken by somebody else
+            let junk = folder.join("junk");
+            assert!(std::fs::write(&junk, vec![b'x'; 128 << 10]).is_err(), "the disk is too large");
+            is_kept("full").await;
+            std::fs::remove_file(&junk).unwrap();
+            store.save_sign_in(&key("b"), &stored("room again")).await.unwrap();
+            store.remove_sign_in(&key("b")).await.unwrap();
+            drop(store);
+            remount("ro");
+            assert!(FileStore::open(&place, &store_key()).is_err(), "what cannot be written is no store");
+            remount("rw");
+            let store = FileStore::open(&place, &store_key()).unwrap();
+            assert_eq!(store.sign_in(&key("a")).await.unwrap(), Some(stored("old")));
+            store.save_sign_in(&key("a"), &stored("new")).await.unwrap();
+            println!("\nas it should be");
+            return;
+        }
+        let dir = TempDir::new().unwrap();
+        let name = "store::file::a_disk_without_room_or_without_leave_to_write_keeps_what_it_has";
+        let inside = r#"mount -t tmpfs -o size=64k none "${MAILKEY_TEST_STORE_PLACE%/*}" && exec "$@""#;
+        let shell = format!("exec unshare -m --propagation private sh -c '{inside}' sh \"$@\"");
+        let child = another_process(name, "tiny", &dir.path().join("tokens"), &shell);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.contains("as it should be"), "{text}");
     }
 
     /// A limit on the size of files stands for a full disk: the write fails in its middle.

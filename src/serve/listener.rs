@@ -184,3 +184,70 @@ fn contains(nets: &[IpNet], peer: SocketAddr) -> bool {
     let address = peer.ip().to_canonical();
     nets.iter().any(|net| net.contains(&address))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::config::model::Protocol as Spoken;
+    use crate::config::model::{EwsSettings, FrontTls, Upstream};
+
+    fn listener() -> Listener {
+        Listener {
+            name: "imap".to_owned(),
+            protocol: Spoken::Imap,
+            listen: Vec::new(),
+            tls: FrontTls::Off,
+            upstream: Upstream::Http("https://outlook.office365.com/".parse().unwrap()),
+            allow_from: Vec::new(),
+            proxy_protocol_from: Vec::new(),
+            fixed_account: None,
+            token_expiry_margin: Duration::ZERO,
+            ews: EwsSettings::default(),
+            accounts: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_visit_that_panics_gives_its_place_back_and_disturbs_nobody() {
+        let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let room = Room {
+            listener: Arc::new(listener()),
+            header_limit: Duration::from_secs(1),
+            serve: Box::new(|mut visit| {
+                Box::pin(async move {
+                    assert!(visit.place.is_some(), "the house is full");
+                    assert_ne!(visit.io.read_u8().await.unwrap(), b'!', "a mistake of ours");
+                    visit.io.write_all(b"served").await.unwrap();
+                })
+            }),
+        };
+        let (tracker, closing) = (TaskTracker::new(), CancellationToken::new());
+        let door = Door {
+            room: Arc::new(ArcSwap::from_pointee(room)),
+            // the one who stays, and one more
+            places: Arc::new(Semaphore::new(2)),
+            metrics: Arc::default(),
+            tracker: tracker.clone(),
+            closing: closing.clone(),
+            trouble: Arc::default(),
+        };
+        let keeping = tokio::spawn(door.keep(socket));
+        let mut stays = TcpStream::connect(address).await.unwrap();
+        for _ in 0..5 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"!").await.unwrap();
+            assert_eq!(client.read(&mut [0; 16]).await.unwrap_or(0), 0, "closed without a word");
+        }
+        stays.write_all(b"?").await.unwrap();
+        let mut told = String::new();
+        stays.read_to_string(&mut told).await.unwrap();
+        assert_eq!(told, "served");
+        closing.cancel();
+        keeping.await.unwrap();
+        tracker.close();
+        tracker.wait().await;
+    }
+}

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mailkey::simulator::{CertificateFault, EwsFault, IdentityFault, MailFault, Service, Simulator, Step};
+use mailkey::simulator::{
+    ALICE, BOB, CertificateFault, EwsFault, IdentityFault, MailFault, Service, Simulator, Step,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -110,7 +112,7 @@ async fn drain(mut socket: TcpStream) {
 }
 
 /// Whether this answer says "not now" in the words of its protocol.
-fn is_temporary(listener: &str, answer: &str) -> bool {
+pub fn is_temporary(listener: &str, answer: &str) -> bool {
     match listener.split('-').next().unwrap() {
         "imap" => answer.starts_with("a1 NO [UNAVAILABLE] "),
         "pop3" => answer.starts_with("-ERR [SYS/TEMP] "),
@@ -127,13 +129,24 @@ async fn all_refused(
     codes: &[&str],
     why: &str,
 ) -> Vec<serde_json::Value> {
+    all_refused_to(ALICE, mailkey, listeners, codes, why).await
+}
+
+/// The same for somebody else.
+pub async fn all_refused_to(
+    who: (&'static str, &'static str),
+    mailkey: &Arc<Mailkey>,
+    listeners: &[&'static str],
+    codes: &[&str],
+    why: &str,
+) -> Vec<serde_json::Value> {
     let mut logins = tokio::task::JoinSet::new();
     for &listener in listeners {
         let mailkey = Arc::clone(mailkey);
         logins.spawn(async move {
             let nth = mailkey.refusals(listener) + 1;
             let begun = Instant::now();
-            let answer = mailkey.sign_in(listener).await;
+            let answer = mailkey.sign_in_as(listener, who).await;
             (listener, answer, begun.elapsed(), mailkey.refusal(listener, nth).await)
         });
     }
@@ -150,7 +163,7 @@ async fn all_refused(
     lines
 }
 
-async fn no_descriptor_stays(mailkey: &Mailkey, before: usize) {
+pub async fn no_descriptor_stays(mailkey: &Mailkey, before: usize) {
     until(&format!("no more than {before} descriptors, as before"), || mailkey.descriptors() <= before).await;
 }
 
@@ -161,13 +174,13 @@ async fn with_proxy(office: &Simulator, fake: &FakeProxy, use_for: &str) -> Arc<
     Arc::new(Mailkey::start(office, Plan { sections, host: Some("localhost"), ..Plan::default() }).await)
 }
 
-async fn direct(office: &Simulator) -> Arc<Mailkey> {
+pub async fn direct(office: &Simulator) -> Arc<Mailkey> {
     let plan = Plan { sections: LIMITS.to_owned(), host: Some("localhost"), ..Plan::default() };
     Arc::new(Mailkey::start(office, plan).await)
 }
 
 /// Each act of the proxy, and the code for those with TLS from the start, and for those that begin in clear text.
-const ACTS: [(Act, &str, &str); 13] = [
+const ACTS: [(Act, &str, &str); 16] = [
     (Act::Reset, "PROXY-BROKEN", "PROXY-BROKEN"),
     (Act::Close, "PROXY-BROKEN", "PROXY-BROKEN"),
     (Act::Silence, "PROXY-TIMEOUT", "PROXY-TIMEOUT"),
@@ -177,6 +190,19 @@ const ACTS: [(Act, &str, &str); 13] = [
     (Act::Says("220 mail.contoso.com ESMTP\r\n\r\n"), "PROXY-BROKEN", "PROXY-BROKEN"),
     (Act::Says("HTTP/1.1 302 Found\r\nLocation: http://portal/\r\n\r\n"), "PROXY-PAGE", "PROXY-PAGE"),
     (Act::Says("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>"), "PROXY-PAGE", "PROXY-PAGE"),
+    (
+        Act::Says(
+            "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n",
+        ),
+        "PROXY-SIGN-IN",
+        "PROXY-SIGN-IN",
+    ),
+    (Act::Says("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), "PROXY-FORBIDS", "PROXY-FORBIDS"),
+    (
+        Act::Says("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"),
+        "PROXY-CANNOT-REACH",
+        "PROXY-CANNOT-REACH",
+    ),
     (Act::OpensAndSays("<html><title>Sign in</title>\r\n"), "TLS-NONE", "UPSTREAM-PROTOCOL"),
     (Act::OpensAndCloses, "TLS-HANDSHAKE", "UPSTREAM-BROKEN"),
     (Act::OpensAndResets, "TLS-HANDSHAKE", "UPSTREAM-BROKEN"),
@@ -296,6 +322,11 @@ async fn whatever_breaks_in_the_dialogue_with_upstream_is_refused_in_time_and_le
         let answer = mailkey.sign_in(listener).await;
         assert!(!is_temporary(listener, &answer), "{listener}: {answer}");
     }
+    // Bob is in already, and stays
+    let mut bob = mailkey.wire("imap").await;
+    bob.until("* OK").await;
+    bob.ask(&format!("b LOGIN {} \"{}\"", BOB.0, BOB.1), "b OK").await;
+    let requests = office.token_requests();
     let before = mailkey.descriptors();
     let mail = ["imap", "imap-up-starttls", "pop3", "smtp", "smtp-implicit"];
     let go = async |fault: MailFault, listeners: &[&'static str], codes: &[&str]| {
@@ -312,17 +343,30 @@ async fn whatever_breaks_in_the_dialogue_with_upstream_is_refused_in_time_and_le
     go(MailFault::RefuseConnect, &mail, &["UPSTREAM-UNREACHABLE"]).await;
     go(MailFault::HangGreeting, &mail, &silent).await;
     go(MailFault::HalfGreeting, &mail, &silent).await;
-    for (step, listeners) in [(Step::Greeting, &mail[..]), (Step::StartTls, &starttls), (Step::Login, &mail)]
-    {
+    go(MailFault::RefuseGreeting, &mail, &["IMAP-BYE", "POP3-NOT-NOW", "SMTP-421-4.3.2"]).await;
+    bob.ask("b NOOP", "b OK").await;
+    for (step, listeners) in [
+        (Step::Greeting, &mail[..]),
+        (Step::Capability, &["smtp", "smtp-implicit"]),
+        (Step::StartTls, &starttls),
+        (Step::Login, &mail),
+    ] {
         go(MailFault::CloseAt(step), listeners, &broken).await;
         go(MailFault::ResetAt(step), listeners, &broken).await;
         go(MailFault::HangAt(step), listeners, &silent).await;
+        bob.ask("b NOOP", "b OK").await;
     }
     office.mischief().calm();
+    for service in [Service::Imap, Service::Pop3, Service::Smtp] {
+        office.mischief().mail(service, MailFault::SlowGreeting(Duration::from_millis(300)));
+        office.mischief().mail(service, MailFault::Trickle);
+    }
     for listener in LISTENERS {
         let answer = mailkey.sign_in(listener).await;
         assert!(!is_temporary(listener, &answer), "afterwards at {listener}: {answer}");
     }
+    bob.ask("b LOGOUT", "b OK").await;
+    assert_eq!(office.token_requests(), requests, "what upstream does is no reason to ask for another token");
     no_descriptor_stays(&mailkey, before).await;
 }
 

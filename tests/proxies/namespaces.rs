@@ -55,9 +55,19 @@ impl Drop for Inside {
     }
 }
 
-/// Answers for the proxy's name, and for no other; keeps what it was asked.
-fn name_server() -> Arc<Mutex<Vec<String>>> {
-    let socket = UdpSocket::bind((OUTSIDE, 53)).unwrap();
+/// What a name server says to a question for an address.
+pub enum Answer {
+    Address(Ipv4Addr),
+    NoSuchName,
+    Silence,
+}
+
+/// A name server at port 53 of this address; keeps what it was asked.
+pub fn name_server(
+    address: &str,
+    answer: impl Fn(&str) -> Answer + Send + 'static,
+) -> Arc<Mutex<Vec<String>>> {
+    let socket = UdpSocket::bind((address, 53)).unwrap();
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
     let all = Arc::clone(&asked);
     std::thread::spawn(move || {
@@ -65,17 +75,22 @@ fn name_server() -> Arc<Mutex<Vec<String>>> {
         while let Ok((n, from)) = socket.recv_from(&mut bytes) {
             let (name, end) = question(&bytes[..n]);
             let is_a = bytes[end..end + 2] == [0, 1];
-            let known = name == PROXY;
+            let told = answer(&name);
+            all.lock().unwrap().push(name);
             // RFC 1035 §4.1: the header and the question again, then one answer, none, or NXDOMAIN
+            let (code, address) = match told {
+                Answer::Address(address) => (0x80, is_a.then_some(address)),
+                Answer::NoSuchName => (0x83, None),
+                Answer::Silence => continue,
+            };
             let mut answer = bytes[..end + 4].to_vec();
             answer[2] = 0x85;
-            answer[3] = if known { 0x80 } else { 0x83 };
-            answer[4..12].copy_from_slice(&[0, 1, 0, u8::from(known && is_a), 0, 0, 0, 0]);
-            if known && is_a {
+            answer[3] = code;
+            answer[4..12].copy_from_slice(&[0, 1, 0, u8::from(address.is_some()), 0, 0, 0, 0]);
+            if let Some(address) = address {
                 answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-                answer.extend_from_slice(&OUTSIDE.parse::<Ipv4Addr>().unwrap().octets());
+                answer.extend_from_slice(&address.octets());
             }
-            all.lock().unwrap().push(name);
             drop(socket.send_to(&answer, from));
         }
     });
@@ -104,7 +119,10 @@ fn recorder(inside: &Inside, into: &std::path::Path) -> Running {
 #[tokio::test]
 async fn nothing_goes_around_the_proxy_not_even_a_question_for_a_name() {
     let inside = Inside::new();
-    let asked = name_server();
+    let asked = name_server(OUTSIDE, |name| match name {
+        PROXY => Answer::Address(OUTSIDE.parse().unwrap()),
+        _ => Answer::NoSuchName,
+    });
     let office = office().await;
     let squid = Squid::start(super::SquidPlan { address: OUTSIDE, ..basic() }).await;
     let packets = squid.folder.path().join("packets");
