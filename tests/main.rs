@@ -19,6 +19,7 @@ mod deploy;
 mod distance;
 mod doctor;
 mod ews_clients;
+mod fuzzing;
 mod grants;
 mod hostile;
 mod house;

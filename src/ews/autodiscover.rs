@@ -37,13 +37,13 @@ const RESPONSE: &str = "http://schemas.microsoft.com/exchange/autodiscover/respo
 const XML: &str = "text/xml; charset=utf-8";
 
 /// Who asks, and what there is to tell.
-pub(super) struct Answerer<'a> {
+pub struct Answerer<'a> {
     /// How mail clients reach us, without a `/` at the end.
-    pub(super) base: &'a str,
+    pub base: &'a str,
     /// Who signed in.
-    pub(super) mailbox: &'a str,
+    pub mailbox: &'a str,
     /// Whether there is ActiveSync.
-    pub(super) activesync: bool,
+    pub activesync: bool,
 }
 
 /// Marks an answer as one of autodiscover, whatever it says.
@@ -54,7 +54,7 @@ pub(super) fn mark(mut answer: Response<BoxBody>) -> Response<BoxBody> {
 
 impl Answerer<'_> {
     /// Version 2, which needs no sign-in: one protocol, one address.
-    pub(super) fn json(&self, uri: &Uri) -> Response<BoxBody> {
+    pub fn json(&self, uri: &Uri) -> Response<BoxBody> {
         let query = uri.query().unwrap_or_default();
         let asked = url::form_urlencoded::parse(query.as_bytes())
             .find(|(name, _)| name.eq_ignore_ascii_case("protocol"))
@@ -92,15 +92,22 @@ impl Answerer<'_> {
         body: &RequestBody,
     ) -> Option<Response<BoxBody>> {
         let question = if *method == Method::POST { read(body).await? } else { Vec::new() };
-        let question = std::str::from_utf8(&question).unwrap_or_default();
-        let question = Question::read(question.trim_start_matches('\u{feff}'));
         Some(match language {
             Discovery::Soap if *method != Method::POST => {
                 answer::plain(StatusCode::OK, "autodiscover is here: ask it by POST")
             }
+            Discovery::Soap | Discovery::Pox | Discovery::Json => self.answer(language, &question),
+        })
+    }
+
+    /// The answer to a question, whatever it is.
+    pub fn answer(&self, language: Discovery, question: &[u8]) -> Response<BoxBody> {
+        let question = std::str::from_utf8(question).unwrap_or_default();
+        let question = Question::read(question.trim_start_matches('\u{feff}'));
+        match language {
             Discovery::Soap => self.soap(question.as_ref()),
             Discovery::Pox | Discovery::Json => self.pox(question.as_ref()),
-        })
+        }
     }
 
     fn pox(&self, question: Option<&Question>) -> Response<BoxBody> {

@@ -10,7 +10,7 @@ use crate::secret::Credentials;
 
 /// What a request says about who sends it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Presented {
+pub enum Presented {
     /// Nothing: it wants to be asked.
     Nothing,
     /// NTLM, Negotiate, Bearer, …: it is asked for Basic.
@@ -26,7 +26,7 @@ pub(super) enum Presented {
 /// Reads `credentials = "Basic" 1*SP token68`; `token68` decodes to `user-id ":" password`.
 ///
 /// The scheme's case does not matter; base64 is strict; the FIRST colon splits, for a password may hold more.
-pub(super) fn presented(headers: &HeaderMap) -> Presented {
+pub fn presented(headers: &HeaderMap) -> Presented {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Presented::Nothing };
     if values.next().is_some() {

@@ -126,7 +126,9 @@ impl Desk {
 
 /// Scheme, host and port of the upstream: the one place that a token is sent to.
 #[derive(Clone, Debug)]
-pub(super) struct Origin {
-    pub(super) scheme: Scheme,
-    pub(super) authority: Authority,
+pub struct Origin {
+    /// `https`, but for tests.
+    pub scheme: Scheme,
+    /// Host, and port where it is not the scheme's.
+    pub authority: Authority,
 }

@@ -13,7 +13,7 @@ const ANCHOR: HeaderName = HeaderName::from_static("x-anchormailbox");
 
 /// Whom `X-AnchorMailbox` names.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Anchor<'a> {
+pub enum Anchor<'a> {
     /// The mail client's own, else this mailbox.
     Default(&'a str),
     /// This mailbox, whatever the mail client says: the application's token acts on it.
@@ -25,7 +25,7 @@ pub(super) enum Anchor<'a> {
 /// Gone are: what belongs to the connection (RFC 9110 §7.6.1) and what `Connection` names, `Host`,
 /// `Authorization` of every scheme, framing, `Expect`, and all that claims to come from a proxy. Everything
 /// else stays, `User-Agent` and cookies above all: Exchange's access policies and affinity hang on them.
-pub(super) fn for_upstream(headers: &mut HeaderMap, anchor: Anchor<'_>) {
+pub fn for_upstream(headers: &mut HeaderMap, anchor: Anchor<'_>) {
     drop_hop_by_hop(headers);
     for name in [HOST, AUTHORIZATION, EXPECT, CONTENT_LENGTH] {
         headers.remove(name);
@@ -57,7 +57,7 @@ pub(super) fn for_upstream(headers: &mut HeaderMap, anchor: Anchor<'_>) {
 /// Challenges are ours to make; `MS-Diagnostics-Public` turns clients to OAuth; CORS would open the
 /// listener to web pages; `Alt-Svc` and `Strict-Transport-Security` speak of an origin that is not ours.
 /// `Location` has been dealt with before, by [`redirect`].
-pub(super) fn for_mail_client(headers: &mut HeaderMap, plain: bool) {
+pub fn for_mail_client(headers: &mut HeaderMap, plain: bool) {
     drop_hop_by_hop(headers);
     drop_matching(headers, |name| {
         matches!(
@@ -85,7 +85,7 @@ pub(super) fn for_mail_client(headers: &mut HeaderMap, plain: bool) {
 
 /// Where upstream wants the mail client to go.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Redirect {
+pub enum Redirect {
     /// Nowhere.
     None,
     /// Somewhere on our own host; what is to stand in `Location`.
@@ -96,13 +96,17 @@ pub(super) enum Redirect {
 
 /// Judges `Location`: a relative one stays as it is, upstream's own origin is cut off, all else leads
 /// elsewhere.
-pub(super) fn redirect(headers: &HeaderMap, origin: &Origin) -> Redirect {
+pub fn redirect(headers: &HeaderMap, origin: &Origin) -> Redirect {
     let mut locations = headers.get_all(LOCATION).iter();
     let Some(location) = locations.next() else { return Redirect::None };
     if locations.next().is_some() {
         return Redirect::Elsewhere;
     }
     let bytes = location.as_bytes();
+    // readers of URLs pass over tabs, and what stands between two `/` then is no path
+    if bytes.iter().any(u8::is_ascii_control) {
+        return Redirect::Elsewhere;
+    }
     if bytes.starts_with(b"/") && !matches!(bytes.get(1), Some(b'/' | b'\\')) {
         return Redirect::Here(location.clone());
     }
@@ -119,7 +123,7 @@ pub(super) fn redirect(headers: &HeaderMap, origin: &Origin) -> Redirect {
 }
 
 /// `number;reason="…";error_category="…"`, with upstream's challenge behind it: why a token was not taken.
-pub(super) fn diagnostics(headers: &HeaderMap) -> String {
+pub fn diagnostics(headers: &HeaderMap) -> String {
     let shown: Vec<_> = [HeaderName::from_static("x-ms-diagnostics"), WWW_AUTHENTICATE]
         .iter()
         .flat_map(|name| headers.get_all(name))
@@ -315,6 +319,7 @@ mod tests {
             "https://outlook.office365.com//evil.example/",
             "//evil.example/EWS/x",
             "/\\evil.example/",
+            "/\t/evil.example/",
             "evil.example",
             "",
         ] {

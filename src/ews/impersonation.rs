@@ -26,7 +26,7 @@ use quick_xml::name::{Namespace, QName, ResolveResult};
 use crate::config::model::UserPattern;
 
 /// Longest prologue, in octets. Honest ones have less than 2 KiB.
-pub(super) const MAX_PROLOGUE: usize = 256 << 10;
+pub const MAX_PROLOGUE: usize = 256 << 10;
 
 /// How often a prologue is looked over: a stranger decides in how many pieces it comes.
 const MAX_LOOKS: u32 = 64;
@@ -57,11 +57,11 @@ const HARMLESS: [&str; 10] = [
 
 /// Which mailboxes an account may act on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct May<'a> {
+pub struct May<'a> {
     /// The account's own, and the one that is put in where the mail client names none.
-    pub(super) own: &'a str,
+    pub own: &'a str,
     /// `ews-mailboxes`.
-    pub(super) others: &'a [UserPattern],
+    pub others: &'a [UserPattern],
 }
 
 impl May<'_> {
@@ -74,7 +74,7 @@ impl May<'_> {
 
 /// Why a request is not sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Denied {
+pub enum Denied {
     /// It is no SOAP request, or it can be read in more than one way.
     Unreadable(&'static str),
     /// Its encoding is not read here.
@@ -90,16 +90,16 @@ pub(super) enum Denied {
 
 /// What is changed in a prologue; everything else goes upstream as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Edit {
+pub struct Edit {
     /// Who is acted for.
-    pub(super) mailbox: String,
+    pub mailbox: String,
     /// Ranges of the original and what stands there instead: in order, apart from each other.
     splices: Vec<(Range<usize>, String)>,
 }
 
 impl Edit {
     /// The original, or as much of it as is at hand, as it is to be sent. `original` holds the whole prologue.
-    pub(super) fn apply(&self, original: &[u8]) -> Vec<u8> {
+    pub fn apply(&self, original: &[u8]) -> Vec<u8> {
         let mut edited = Vec::with_capacity(original.len() + 512);
         let mut from = 0;
         for (range, text) in &self.splices {
@@ -112,7 +112,7 @@ impl Edit {
     }
 
     /// The request's length after the change.
-    pub(super) fn length(&self, original: u64) -> u64 {
+    pub fn length(&self, original: u64) -> u64 {
         self.splices.iter().fold(original, |length, (range, text)| {
             (length + text.len() as u64).saturating_sub(range.len() as u64)
         })
@@ -121,7 +121,7 @@ impl Edit {
 
 /// A prologue that arrives in pieces.
 #[derive(Debug, Default)]
-pub(super) struct Prologue {
+pub struct Prologue {
     bytes: Vec<u8>,
     /// `Body` was seen, wherever it stands: looking pays from here on.
     body_seen: bool,
@@ -130,7 +130,7 @@ pub(super) struct Prologue {
 
 impl Prologue {
     /// All that came.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
@@ -138,7 +138,7 @@ impl Prologue {
     ///
     /// # Errors
     /// The request is not to be sent.
-    pub(super) fn feed(&mut self, piece: &[u8], ended: bool, may: &May<'_>) -> Result<Option<Edit>, Denied> {
+    pub fn feed(&mut self, piece: &[u8], ended: bool, may: &May<'_>) -> Result<Option<Edit>, Denied> {
         let from = self.bytes.len().saturating_sub(b"Body".len());
         self.bytes.extend_from_slice(piece);
         let fresh = self.bytes.get(from..).unwrap_or_default();
@@ -168,7 +168,7 @@ impl Prologue {
 ///
 /// # Errors
 /// They do not.
-pub(super) fn is_plain_soap(headers: &http::HeaderMap) -> Result<(), Denied> {
+pub fn is_plain_soap(headers: &http::HeaderMap) -> Result<(), Denied> {
     use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
     let encoded = |value: &http::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get_all(CONTENT_ENCODING).iter().any(encoded) {
@@ -193,7 +193,7 @@ pub(super) fn is_plain_soap(headers: &http::HeaderMap) -> Result<(), Denied> {
 }
 
 /// Whether this can be the address of one mailbox, and nothing else wherever it is written.
-pub(super) fn is_address(text: &str) -> bool {
+pub fn is_address(text: &str) -> bool {
     let Some((local, domain)) = text.split_once('@') else { return false };
     let atext = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b);
     let host = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';

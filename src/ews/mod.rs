@@ -14,18 +14,25 @@
 //! Standards: RFC 9110, RFC 9112, RFC 7617. Exchange Online ends EWS on 1 April 2027.
 
 mod answer;
-mod autodiscover;
-mod basic;
 mod body;
 mod description;
 pub mod desk;
 mod error;
 mod forward;
-mod headers;
-mod impersonation;
 mod record;
-mod target;
 mod wire;
+
+// what reads strangers' octets: open to the fuzz targets of tests/fuzz, and no part of the library
+#[doc(hidden)]
+pub mod autodiscover;
+#[doc(hidden)]
+pub mod basic;
+#[doc(hidden)]
+pub mod headers;
+#[doc(hidden)]
+pub mod impersonation;
+#[doc(hidden)]
+pub mod target;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

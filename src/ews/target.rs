@@ -10,7 +10,7 @@ use crate::config::model::Protocol;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub enum Place {
     /// The EWS endpoint, without a query: SOAP, or the page that says it is there.
     Endpoint,
     /// The WSDL or one of its schemas.
@@ -35,7 +35,7 @@ impl Place {
 
 /// The languages of autodiscover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Discovery {
+pub enum Discovery {
     /// "Plain old XML": MS-OXDSCLI.
     Pox,
     /// MS-OXWSADISC.
@@ -45,7 +45,7 @@ pub(super) enum Discovery {
 }
 
 /// What this is for; `None`: there is no such thing here. The case of a path does not matter.
-pub(super) fn place(uri: &Uri, method: &Method, activesync: bool) -> Option<Place> {
+pub fn place(uri: &Uri, method: &Method, activesync: bool) -> Option<Place> {
     if *method == Method::CONNECT {
         return None;
     }
@@ -97,7 +97,7 @@ pub(super) fn own_base(desk: &Desk, headers: &http::HeaderMap) -> Option<String>
 ///
 /// Only the path counts, whatever stood before it in the request line; the query is kept as it came. The path
 /// is held to plain characters, so that no reading of `%2e`, `\` or `//` on the other side can leave `/EWS/`.
-pub(super) fn upstream(uri: &Uri, origin: &Origin) -> Option<Uri> {
+pub fn upstream(uri: &Uri, origin: &Origin) -> Option<Uri> {
     let target: PathAndQuery = uri.path_and_query()?.clone();
     Uri::builder()
         .scheme(origin.scheme.clone())

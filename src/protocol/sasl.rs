@@ -6,9 +6,9 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use zeroize::Zeroizing;
 
-use super::machine::{SaslMechanism, SignIn};
+use super::machine::{BackError, Errand, SaslMechanism, SignIn, Welcome};
 use crate::explain::one_line;
-use crate::secret::{Credentials, Encrypted};
+use crate::secret::{AccessToken, Credentials, Encrypted, REDACTED};
 
 /// Standard base64. Missing padding is let through (some clients leave it out); everything else is strict:
 /// no foreign characters, no junk behind the end, no stray bits.
@@ -142,6 +142,45 @@ pub fn name(mechanism: SaslMechanism) -> &'static str {
 pub fn challenge(encoded: &[u8]) -> String {
     let decoded = decode(encoded).unwrap_or_default();
     one_line(&String::from_utf8_lossy(&decoded), 500)
+}
+
+/// What a back brings home, fit for a log: some servers repeat what they did not like, and that was the token.
+pub fn without_token(outcome: Result<Welcome, BackError>, errand: &Errand) -> Result<Welcome, BackError> {
+    let Errand::SignIn(SignIn { token, .. }) = errand else { return outcome };
+    let fit = |text: String| if repeats(&text, token) { REDACTED.to_owned() } else { text };
+    match outcome {
+        Ok(Welcome { offer, reply }) => {
+            let offer = offer.map(|mut offer| {
+                offer.0.retain(|entry| !repeats(entry, token));
+                offer
+            });
+            Ok(Welcome { offer, reply: fit(reply) })
+        }
+        Err(BackError::Refused { reply, challenge }) => {
+            Err(BackError::Refused { reply: fit(reply), challenge: challenge.map(fit) })
+        }
+        Err(BackError::TryLater { reply }) => Err(BackError::TryLater { reply: fit(reply) }),
+        Err(BackError::NoMechanism { offered }) => Err(BackError::NoMechanism { offered: fit(offered) }),
+        Err(BackError::Unexpected { expected, got }) => {
+            Err(BackError::Unexpected { expected, got: fit(got) })
+        }
+        Err(error @ (BackError::NoStartTls | BackError::Injected | BackError::TooLong)) => Err(error),
+    }
+}
+
+/// Whether the beginning of the token is in the text, in base64 or not; the text may be cut off behind it.
+fn repeats(text: &str, token: &AccessToken) -> bool {
+    const TELLTALE: usize = 24;
+    let token = token.for_safekeeping().as_bytes();
+    let start = token.get(..TELLTALE).unwrap_or(token);
+    let holds = |octets: &[u8]| !start.is_empty() && memchr::memmem::find(octets, start).is_some();
+    let is_base64 = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'+' | b'/');
+    let mut words = text.as_bytes().split(|octet| !is_base64(octet));
+    holds(text.as_bytes())
+        || words.any(|word| {
+            let whole = word.get(..word.len() / 4 * 4).unwrap_or_default();
+            decode(whole).is_some_and(|decoded| holds(&decoded))
+        })
 }
 
 #[cfg(test)]

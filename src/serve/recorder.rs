@@ -192,6 +192,7 @@ impl Recorder {
 
     /// A sign-in upstream begins: what it writes along.
     pub fn back(&mut self, sign_in: &SignIn, starttls: bool, warm: bool) -> &mut Tape {
+        self.secrets.push(Zeroizing::new(sign_in.token.for_safekeeping().to_owned()));
         let tape = &mut self.back.insert((sign_in.clone(), starttls, Tape::default())).2;
         if warm {
             // its greeting is of another time: the transcript would not begin at the beginning

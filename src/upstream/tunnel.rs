@@ -139,7 +139,7 @@ impl Line {
                 return Err(io::Error::other(if self.ahead.is_empty() {
                     "nothing, and hung up".to_owned()
                 } else {
-                    format!("half an answer: {}", String::from_utf8_lossy(&self.ahead))
+                    format!("half an answer: {}", one_line(&String::from_utf8_lossy(&self.ahead), 200))
                 }));
             }
         }

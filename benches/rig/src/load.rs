@@ -535,29 +535,32 @@ async fn soak(
                 })
                 .await;
                 let failed = result.is_err();
-                tally.count(result, begin.elapsed());
+                tally.count(result.context("an active session"), begin.elapsed());
                 if failed {
                     return;
                 }
             }
             let result = patiently(sign_out(way.protocol, wire)).await;
-            tally.count(result.map(|()| 0), Duration::ZERO);
+            tally.count(result.map(|()| 0).context("an active session, at its end"), Duration::ZERO);
         });
     }
     all.join_all().await;
     let seconds = start.elapsed().as_secs_f64();
-    // each idle one is still there and answers
-    let (way, counted) = (Arc::clone(way), Arc::clone(&tally));
+    // each idle one is still there and answers; some at a time, their going is not what is measured
+    let left = Arc::new(Mutex::new(waiting));
     let mut last = JoinSet::new();
-    for mut wire in waiting {
-        let (way, counted) = (Arc::clone(&way), Arc::clone(&counted));
+    for _ in 0..32 {
+        let (protocol, tally, left) = (way.protocol, Arc::clone(&tally), Arc::clone(&left));
         last.spawn(async move {
-            let result = patiently(async {
-                wire.ask("DONE\r\n", "i OK").await?;
-                sign_out(way.protocol, wire).await
-            })
-            .await;
-            counted.count(result.map(|()| 0), Duration::ZERO);
+            loop {
+                let Some(mut wire) = left.lock().await.pop() else { return };
+                let result = patiently(async {
+                    wire.ask("DONE\r\n", "i OK").await?;
+                    sign_out(protocol, wire).await
+                })
+                .await;
+                tally.count(result.map(|()| 0).context("an idle session, at its end"), Duration::ZERO);
+            }
         });
     }
     last.join_all().await;

@@ -135,8 +135,8 @@ pub fn all(measures: &[Measure], settings: &Settings) -> Result<()> {
             samples: run.samples,
             remarks: run.remarks,
         };
-        // figures of a smoke run, or of a broken one, are nobody's
-        if ended.is_ok() && !settings.smoke {
+        // figures of a smoke run, of a broken one, or of some alone are not what the document is about
+        if ended.is_ok() && !settings.smoke && settings.only.is_empty() {
             results.save(&settings.results)?;
         }
         println!("{}", crate::table::of(&results));

@@ -95,14 +95,10 @@ pub struct Programs {
 }
 
 /// A process that is ended when it goes out of scope: asked first, then by force.
-pub struct Process(Child);
+struct Process(Child);
 
 impl Process {
-    pub fn of(child: Child) -> Self {
-        Self(child)
-    }
-
-    pub fn id(&self) -> u32 {
+    fn id(&self) -> u32 {
         self.0.id()
     }
 }
@@ -208,6 +204,18 @@ impl Ground {
         self.stub.hear()
     }
 
+    /// A relay that puts so much distance, one way, before the stub's mail ports; for as long as it is held.
+    pub fn far(&self, one_way: Duration) -> Result<(Partner, Ports)> {
+        let near = self.ports;
+        let targets = [near.imap, near.pop3, near.smtp, near.submission].map(|port| port.to_string());
+        let milliseconds = one_way.as_millis().to_string();
+        let mut arguments = vec!["far", milliseconds.as_str()];
+        arguments.extend(targets.iter().map(String::as_str));
+        let mut far = Partner::start(&arguments)?;
+        let [imap, pop3, smtp, submission] = far.hear()?;
+        Ok((far, Ports { imap, pop3, smtp, submission, https: near.https }))
+    }
+
     /// Starts it in front of the stub; returns when all its ports take connections.
     pub fn start(&self, thing: Thing) -> Result<Running> {
         self.start_as(thing, self.ports, 0)
@@ -302,9 +310,16 @@ impl Running {
 
     /// The last it wrote.
     pub fn log(&self) -> String {
+        let text = self.whole_log();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+
+    /// All that it wrote.
+    pub fn whole_log(&self) -> String {
         let Some(folder) = &self.folder else { return String::new() };
         let text = fs::read(folder.path().join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
+        String::from_utf8_lossy(&text).into_owned()
     }
 
     /// Seconds of processor time so far; none where there is nothing between.
@@ -346,7 +361,7 @@ impl Running {
 }
 
 /// Four of them, still free.
-pub fn free_ports() -> Result<Ports> {
+fn free_ports() -> Result<Ports> {
     let held = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     let ports = held.iter().map(|held| Ok(held.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
     Ok(Ports { imap: ports[0], pop3: ports[1], smtp: ports[2], submission: ports[2], https: ports[3] })

@@ -153,7 +153,8 @@ impl Front for ImapFront {
 
     fn hang_up(&mut self, why: HangUp) {
         self.steps.retain(|step| matches!(step, Step::Write(_)));
-        if !matches!(self.state, State::Granted | State::Over) {
+        // Inside a handshake there is nobody who could read a line.
+        if !matches!(self.state, State::Upgrading | State::Granted | State::Over) {
             self.write(match why {
                 HangUp::TimedOut => "* BYE autologout: no login in time\r\n".to_owned(),
                 HangUp::ShuttingDown => "* BYE [UNAVAILABLE] the proxy stops; connect again\r\n".to_owned(),

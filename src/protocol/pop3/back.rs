@@ -252,7 +252,7 @@ impl Pop3Back {
     }
 
     fn end(&mut self, outcome: Outcome) -> State {
-        self.steps.push_back(Step::Done(outcome));
+        self.steps.push_back(Step::Done(sasl::without_token(outcome, &self.errand)));
         State::Over
     }
 

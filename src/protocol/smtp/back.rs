@@ -204,7 +204,8 @@ impl SmtpBack {
         let (Some(read), true) =
             (read, so_far.as_ref().is_none_or(|reply| read.is_some_and(|read| read.code == reply.code)))
         else {
-            self.state = self.unexpected(printable(line));
+            let got = one_line(&String::from_utf8_lossy(line), MAX_REPLY_TEXT);
+            self.state = self.unexpected(got);
             return;
         };
         let mut reply = so_far.unwrap_or(Reply { code: read.code, lines: Vec::new() });
@@ -340,7 +341,7 @@ impl SmtpBack {
     }
 
     fn end(&mut self, outcome: Outcome) -> State {
-        self.steps.push_back(Step::Done(outcome));
+        self.steps.push_back(Step::Done(sasl::without_token(outcome, &self.errand)));
         State::Over
     }
 

@@ -465,14 +465,15 @@ enum Verb {
     Other,
 }
 
-/// The verb of a command line. BDAT is known by its first letters alone: a line that upstream may take for
-/// one must not pass as another.
+/// The verb of a command line. BDAT is known by its first letters alone, and whatever is no sign is a blank, as
+/// for some a vertical tab is: a line that upstream may take for one must not pass as another.
 fn verb(line: &[u8]) -> Verb {
-    let line = line.trim_ascii_start();
+    let start = line.iter().position(u8::is_ascii_graphic).unwrap_or(line.len());
+    let line = line.get(start..).unwrap_or_default();
     if line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT")) {
         return Verb::Bdat;
     }
-    let word = line.split(|octet| octet.is_ascii_whitespace() || *octet == b':').next().unwrap_or_default();
+    let word = line.split(|octet| !octet.is_ascii_graphic() || *octet == b':').next().unwrap_or_default();
     let known: [(&[u8], Verb); 9] = [
         (b"MAIL", Verb::Mail),
         (b"RCPT", Verb::Rcpt),
@@ -488,11 +489,12 @@ fn verb(line: &[u8]) -> Verb {
     found.map_or(Verb::Other, |(_, verb)| verb)
 }
 
-/// Reply lines that are coming in: the first four octets of the line, which say all, and the code so far.
+/// Reply lines that are coming in: the first octets of the line, which say all, and the code so far.
 #[derive(Default)]
 struct ReplyLines {
-    head: [u8; 4],
-    /// Octets of the line so far, the four counted at most.
+    /// Code, the sign behind it, and one more: a CR behind the code may be the line's end, or stand on its own.
+    head: [u8; 5],
+    /// Octets of the line so far, those of the head counted at most.
     seen: usize,
     code: Option<u16>,
 }
@@ -517,9 +519,8 @@ impl ReplyLines {
         if end.is_none() {
             return ReplyTaken::Incomplete;
         }
-        let head = self.head.get(..self.seen).unwrap_or_default().trim_ascii_end();
-        let head =
-            if self.head.get(3) == Some(&b' ') && self.seen == 4 { self.head.as_slice() } else { head };
+        let head = self.head.get(..self.seen).unwrap_or_default();
+        let head = head.strip_suffix(b"\r\n").or(head.strip_suffix(b"\n")).unwrap_or(head);
         let Some(read) = reply_line(head).filter(|read| self.code.is_none_or(|code| code == read.code))
         else {
             return ReplyTaken::Broken;
@@ -714,16 +715,18 @@ mod tests {
 
     #[test]
     fn what_can_be_read_in_two_ways_loses_track_for_good() {
-        let riddles: [&[(Seen, &[u8])]; 11] = [
+        let riddles: [&[(Seen, &[u8])]; 13] = [
             &[(C, b"NOOP\nQUIT\r\n")],
             &[(C, b"NOOP\rQUIT\r\n")],
             &[(C, b"NOOP\r\r\n")],
             &[(C, b"BDAT x\r\n")],
             &[(C, b" BDAT 1\r\n")],
+            &[(C, b"\x0bBDAT 1\r\n")],
             &[(C, b"BDAT\t1\r\n")],
             &[(S, b"250 nobody asked\r\n")],
             &[(C, b"NOOP\r\n"), (S, b"+OK\r\n")],
             &[(C, b"NOOP\r\n"), (S, b"354 go\r\n")],
+            &[(C, b"NOOP\r\n"), (S, b"250\r554 no\r\n")],
             &[(C, b"EHLO a\r\n"), (S, b"250-a\r\n220 b\r\n")],
             &[(C, b"STARTTLS\r\n"), (S, b"220 go\r\n")],
         ];

@@ -45,8 +45,8 @@ pub(super) struct FrontCensor {
     announced: Option<String>,
     /// An unfinished line.
     held: Zeroizing<Vec<u8>>,
-    /// The first word of a line that is none of ours to understand: IMAP repeats it as a tag.
-    stray: Option<Zeroizing<Vec<u8>>>,
+    /// The tags that are shown. IMAP repeats as a tag whatever a line begins with, a password that strayed too.
+    tags: Vec<Vec<u8>>,
 }
 
 impl FrontCensor {
@@ -56,7 +56,7 @@ impl FrontCensor {
             expected: Expected::Command,
             announced: None,
             held: Zeroizing::default(),
-            stray: None,
+            tags: Vec::new(),
         }
     }
 
@@ -83,12 +83,14 @@ impl FrontCensor {
                 (_, _, announced) if challenges => self.announced = announced,
                 _ => {}
             }
-            let stray = self.stray.as_ref().filter(|stray| line.starts_with(stray.as_slice()));
-            match stray.and_then(|stray| line.get(stray.len()..)) {
-                Some(rest) if rest.starts_with(b" ") => {
-                    put(text, 'P', &[REDACTED.as_bytes(), rest].concat());
+            let (tag, rest) = split(line);
+            let is_shown =
+                matches!(tag, b"*" | b"+" | b"+\r\n") || self.tags.iter().any(|shown| shown == tag);
+            match (self.protocol, rest) {
+                (Protocol::Imap, Some(rest)) if !is_shown => {
+                    put(text, 'P', &[REDACTED.as_bytes(), b" ", rest].concat());
                 }
-                Some(_) | None => put(text, 'P', line),
+                (_, _) => put(text, 'P', line),
             }
         }
     }
@@ -156,7 +158,6 @@ impl FrontCensor {
         };
         let (word, arguments) = split(rest);
         let verb = word.to_ascii_uppercase();
-        self.stray = None;
         match (verb.as_slice(), arguments) {
             (b"LOGIN", Some(arguments)) if self.protocol == Protocol::Imap => {
                 let shown = self.imap_login(arguments, end);
@@ -176,8 +177,10 @@ impl FrontCensor {
                 self.announced = Some(asked.to_owned());
                 put_shown(text, 'C', &shown, end);
             }
-            (b"PASS", Some(_)) => put(text, 'C', &[b"PASS ", REDACTED.as_bytes(), end].concat()),
-            (b"APOP", Some(arguments)) => {
+            (b"PASS", Some(_)) if tag.is_empty() => {
+                put(text, 'C', &[b"PASS ", REDACTED.as_bytes(), end].concat());
+            }
+            (b"APOP", Some(arguments)) if tag.is_empty() => {
                 let (user, _) = split(arguments);
                 put(text, 'C', &[b"APOP ", user, b" ", REDACTED.as_bytes(), end].concat());
             }
@@ -191,23 +194,13 @@ impl FrontCensor {
             (known, Some(_)) if KNOWN.contains(&known) => {
                 put(text, 'C', &[&tag, word, b" ", REDACTED.as_bytes(), end].concat());
             }
-            (_, _) => self.stranger(text, inside, end),
+            (_, _) => {
+                stranger(text, inside, end);
+                return true;
+            }
         }
+        self.tags.push(tag.trim_ascii_end().to_vec());
         true
-    }
-
-    /// A line that is no command of the protocol: it may be a password that strayed here.
-    fn stranger(&mut self, text: &mut String, inside: &[u8], end: &[u8]) {
-        let (first, rest) = split(inside);
-        if !first.is_empty() {
-            self.stray = Some(Zeroizing::new(first.to_vec()));
-        }
-        let shown: &[&[u8]] = match (inside.is_empty(), rest) {
-            (true, _) => &[end],
-            (false, None) => &[REDACTED.as_bytes(), end],
-            (false, Some(_)) => &[REDACTED.as_bytes(), b" ", REDACTED.as_bytes(), end],
-        };
-        put(text, 'C', &shown.concat());
     }
 
     /// `user password`, each an atom, a quoted string or a literal (RFC 9051 §6.2.3).
@@ -250,6 +243,17 @@ impl FrontCensor {
         let quote: &[u8] = if inside.starts_with(b"\"") { b"\"" } else { b"" };
         [blank, quote, REDACTED.as_bytes(), quote, end].concat()
     }
+}
+
+/// A line that is no command of the protocol: it may be a password that strayed here.
+fn stranger(text: &mut String, inside: &[u8], end: &[u8]) {
+    let (_, rest) = split(inside);
+    let shown: &[&[u8]] = match (inside.is_empty(), rest) {
+        (true, _) => &[end],
+        (false, None) => &[REDACTED.as_bytes(), end],
+        (false, Some(_)) => &[REDACTED.as_bytes(), b" ", REDACTED.as_bytes(), end],
+    };
+    put(text, 'C', &shown.concat());
 }
 
 /// Commands that hold no secret where nothing stands behind them.
@@ -314,12 +318,12 @@ pub(super) struct BackCensor {
 }
 
 impl BackCensor {
-    /// Octets from upstream; it is never told a password, and does not repeat tokens.
+    /// Octets from upstream; it is never told a password, but some repeat the token that they did not like.
     pub(super) fn heard(&mut self, text: &mut String, bytes: &[u8]) {
         self.held.extend_from_slice(bytes);
         while let Some(end) = self.held.iter().position(|b| *b == b'\n') {
             let rest = self.held.split_off(end + 1);
-            put(text, 'S', &std::mem::replace(&mut self.held, rest));
+            put_heard(text, &std::mem::replace(&mut self.held, rest));
         }
     }
 
@@ -342,9 +346,25 @@ impl BackCensor {
     pub(super) fn pause(&mut self, text: &mut String) {
         let held = std::mem::take(&mut self.held);
         if !held.is_empty() {
-            put(text, 'S', &held);
+            put_heard(text, &held);
         }
     }
+}
+
+/// A line of upstream, without a token that stands in it in base64, wherever that begins.
+fn put_heard(text: &mut String, line: &[u8]) {
+    let (inside, end) = line_end(line);
+    let is_base64 = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    let mut shown = String::new();
+    for word in inside.chunk_by(|a, b| is_base64(a) == is_base64(b)) {
+        let within =
+            (1..4).any(|start| word.get(start..).is_some_and(|word| without_token(word, false).1.is_some()));
+        match without_token(word, false) {
+            (_, None) if within => shown.push_str(REDACTED),
+            (word, _) => shown.push_str(&word),
+        }
+    }
+    put_shown(text, 'S', &shown, end);
 }
 
 /// What stands for a token of this length, as long as it.

@@ -44,9 +44,10 @@ fn levels(run: &mut Run<'_>, levels: &[u64], name: &str) -> Result<()> {
 }
 
 fn rise(run: &mut Run<'_>, thing: Thing, levels: &[u64], name: &str) -> Result<()> {
+    let settle = if run.settings.smoke { SETTLE / 20 } else { SETTLE };
     let subject = run.ground.start(thing)?;
     run.warm_up(&subject, Protocol::Imap)?;
-    sleep(SETTLE);
+    sleep(settle);
     let base = subject.pss();
     run.note(thing, &format!("{name}_0.mib"), base / 1024.0);
     let job = Job::Idle { levels: levels.to_vec(), users: 50 };
@@ -59,23 +60,23 @@ fn rise(run: &mut Run<'_>, thing: Thing, levels: &[u64], name: &str) -> Result<(
         let outcome = load.go()?;
         ensure!(outcome.errors == 0, "{level} sessions: {}", outcome.first_error.unwrap_or_default());
         let established = subject.cpu()? - before;
-        sleep(SETTLE);
+        sleep(settle);
         let grown = subject.pss() - base;
         run.note(thing, &format!("{name}_{level}.kib"), grown / *level as f64);
         run.note(thing, &format!("{name}_{level}.mib"), (grown + base) / 1024.0);
         if number + 1 == levels.len() {
             let idle = subject.cpu()?;
-            sleep(SETTLE);
+            sleep(settle);
             run.note(
                 thing,
                 &format!("{name}_{level}.idle_cpu_ms_per_s"),
-                (subject.cpu()? - idle) * 1e3 / SETTLE.as_secs_f64(),
+                (subject.cpu()? - idle) * 1e3 / settle.as_secs_f64(),
             );
             run.note(thing, &format!("{name}_{level}.establish_cpu_ms"), established * 1e3);
         }
     }
     load.go()?;
-    sleep(SETTLE * 2);
+    sleep(settle * 2);
     run.note(thing, &format!("{name}_after.kept_mib"), (subject.pss() - base) / 1024.0);
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! What a client waits for: an answer on an open session, a login at a distance, its turn in a storm.
 
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -8,8 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Run;
 use crate::load::{Job, Protocol};
-use crate::stub::Ports;
-use crate::thing::{Load, Running, Thing, free_ports};
+use crate::thing::{Load, Running, Thing};
 
 /// NOOP on 1 session and on 200, all things signed in before the first round.
 pub(super) fn latency(run: &mut Run<'_>) -> Result<()> {
@@ -68,22 +66,7 @@ fn added(run: &mut Run<'_>, name: &str) {
 
 /// From connecting to the answer to the login, where upstream is 40 ms away and back.
 pub(super) fn distance(run: &mut Run<'_>) -> Result<()> {
-    let near = run.ground.ports;
-    let ports = Ports { https: near.https, ..free_ports()? };
-    let [submission] = [free_ports()?.imap];
-    let ports = Ports { submission, ..ports };
-    let mut far = Command::new(std::env::current_exe()?);
-    far.arg("far").arg("20").stdin(Stdio::null());
-    for (port, target) in [
-        (ports.imap, near.imap),
-        (ports.pop3, near.pop3),
-        (ports.smtp, near.smtp),
-        (ports.submission, near.submission),
-    ] {
-        far.arg(format!("{port}:{target}"));
-    }
-    let _far = crate::thing::Process::of(far.spawn()?);
-    sleep(Duration::from_millis(200));
+    let (_far, ports) = run.ground.far(Duration::from_millis(20))?;
     let things = run.things();
     let mut subjects: Vec<Running> =
         things.iter().map(|thing| run.ground.start_before(*thing, ports)).collect::<Result<_>>()?;

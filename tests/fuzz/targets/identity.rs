@@ -1,0 +1,4 @@
+//! See `bodies/identity.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::identity::run(data));

@@ -1,0 +1,4 @@
+//! See `bodies/impersonation.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::impersonation::run(data));
