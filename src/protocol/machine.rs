@@ -237,3 +237,36 @@ pub trait Back: Send {
     /// What upstream sent behind its answer to the login, to be forwarded first.
     fn into_rest(self: Box<Self>) -> Vec<u8>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_step_writes_is_never_shown() {
+        let step: Step<Farewell> = Step::Write(b"AUTH XOAUTH2 hunter2".to_vec());
+        assert_eq!(format!("{step:?}"), "Write(20 octets)");
+        for (step, shown) in [
+            (Step::Read, "Read"),
+            (Step::StartTls, "StartTls"),
+            (Step::Done(Farewell::Quit), "Done(Quit)"),
+            (Step::Close(Farewell::TooLong), "Close(TooLong)"),
+        ] {
+            assert_eq!(format!("{step:?}"), shown);
+        }
+    }
+
+    #[test]
+    fn each_farewell_has_words_of_its_own() {
+        let all = [
+            Farewell::Quit,
+            Farewell::TooManyErrors,
+            Farewell::TooManyRefusals,
+            Farewell::TooLong,
+            Farewell::WrongProtocol,
+            Farewell::HungUp,
+        ];
+        let words: std::collections::HashSet<&str> = all.into_iter().map(Farewell::as_str).collect();
+        assert_eq!(words.len(), all.len(), "{words:?}");
+    }
+}

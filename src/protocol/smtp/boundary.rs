@@ -985,4 +985,20 @@ mod tests {
         ]);
         vec(piece, 0..6).prop_map(|pieces| pieces.concat())
     }
+
+    #[test]
+    fn a_message_is_under_way_before_upstream_has_answered_its_envelope() {
+        let mut boundary = Boundary::default();
+        assert_eq!(boundary.under_way(), None);
+        boundary.from_front(
+            b"MAIL FROM:<a@contoso.com>\r\nRCPT TO:<b@contoso.com>\r\nRCPT TO:<c@contoso.com>\r\n",
+        );
+        assert_eq!(boundary.envelope(), None, "upstream has taken nothing yet");
+        let asked = boundary.under_way().unwrap();
+        assert!(asked.sender.contains("a@contoso.com"), "{asked:?}");
+        assert_eq!(asked.recipients, 2);
+        boundary.from_back(b"250 ok\r\n250 ok\r\n");
+        assert_eq!(boundary.envelope().unwrap().recipients, 1);
+        assert_eq!(boundary.under_way().unwrap().recipients, 2);
+    }
 }
