@@ -21,6 +21,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// Lines that may wait to be written; a few hundred octets each.
 const QUEUE: usize = 4096;
 
+/// Lines that come within this time are written together.
+const GATHERING: Duration = Duration::from_millis(2);
+
+/// Room for lines that is kept, in octets: a burst gives back what it took.
+const MOST_KEPT: usize = 64 * 1024;
+
 /// How long the end of the process may wait for lines to be written.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -111,16 +117,26 @@ impl io::Write for Queue {
 /// The thread: writes what comes, and says how much was lost as soon as somebody reads again.
 fn write(entries: &Receiver<Entry>, out: &mut dyn io::Write) {
     let mut told = 0;
-    for entry in entries {
-        let line = match entry {
-            Entry::Line(line) => line,
-            Entry::Flush(done) => {
-                let _heard: Result<(), _> = done.try_send(());
-                continue;
+    let mut lines = Vec::new();
+    while let Ok(first) = entries.recv() {
+        if matches!(first, Entry::Line(_)) {
+            // a thread that sleeps need not be woken for each line
+            std::thread::sleep(GATHERING);
+        }
+        let mut count = 0;
+        for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE)) {
+            match entry {
+                Entry::Line(line) => {
+                    lines.extend_from_slice(&line);
+                    count += 1;
+                }
+                Entry::Flush(done) => {
+                    put(out, &mut lines, std::mem::take(&mut count));
+                    let _heard: Result<(), _> = done.try_send(());
+                }
             }
-        };
-        if out.write_all(&line).is_err() {
-            LOST.inc();
+        }
+        if !put(out, &mut lines, count) {
             continue;
         }
         let lost = LOST.get();
@@ -133,6 +149,17 @@ fn write(entries: &Receiver<Entry>, out: &mut dyn io::Write) {
             );
         }
     }
+}
+
+/// Writes so many lines at once; whether there were any and somebody took them.
+fn put(out: &mut dyn io::Write, lines: &mut Vec<u8>, count: u64) -> bool {
+    let is_taken = out.write_all(lines).is_ok();
+    if !is_taken {
+        LOST.inc_by(count);
+    }
+    lines.clear();
+    lines.shrink_to(MOST_KEPT);
+    is_taken && count > 0
 }
 
 #[cfg(test)]
