@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::corporate::{Mailkey, Plan, office, until, what};
+use crate::ports::free_port;
 
 /// In every configuration here, so that silence does not take long.
 const LIMITS: &str =
@@ -259,7 +260,7 @@ async fn whatever_a_proxy_does_to_token_requests_is_refused_in_time_and_explaine
 #[tokio::test]
 async fn a_proxy_that_is_away_is_named_for_tokens_mail_and_ews() {
     let office = office().await;
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let fake = FakeProxy { address: nobody, act: Arc::new(Mutex::new(Act::Close)) };
     for use_for in ["identity", "ews, mail"] {
         let mailkey = with_proxy(&office, &fake, use_for).await;
