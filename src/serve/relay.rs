@@ -160,6 +160,7 @@ pub async fn relay(front: BoxIo, back: BoxIo, rules: Rules) -> Ended {
         pass: rules.pass,
         last: clock::now(),
         first_closed: None,
+        deaf: None,
     };
     let mut ending: Option<Ending> = None;
     let drained = rules.draining.cancelled_owned();
@@ -213,12 +214,21 @@ struct Pipe {
     /// When a byte was last seen.
     last: Instant,
     first_closed: Option<Side>,
+    /// Upstream takes nothing more, and why.
+    deaf: Option<io::Error>,
 }
 
 impl Pipe {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<How> {
         let before = (self.up.count, self.down.count);
-        let up = self.up.poll(cx, &mut self.front, &mut self.back, &mut self.watch);
+        let mut up = self.up.poll(cx, &mut self.front, &mut self.back, &mut self.watch);
+        if let Poll::Ready(Err((Side::Back, error))) = up {
+            // upstream has stopped listening; what it said before, its last answers, is still passed on
+            self.up.abandon();
+            self.deaf = Some(error);
+            self.first_closed.get_or_insert(Side::Back);
+            up = Poll::Ready(Ok(()));
+        }
         let down = self.down.poll(cx, &mut self.back, &mut self.front, &mut self.watch);
         if before != (self.up.count, self.down.count) {
             self.last = clock::now();
@@ -234,6 +244,11 @@ impl Pipe {
         if self.first_closed.is_none() {
             self.first_closed =
                 [&self.up, &self.down].into_iter().find(|half| half.eof).map(|half| half.from);
+        }
+        if self.down.done
+            && let Some(error) = self.deaf.take()
+        {
+            return Poll::Ready(How::Broke(Side::Back, error));
         }
         // once upstream has closed and all of it is passed on, nothing that the client still says has an addressee
         match self.first_closed {
@@ -300,6 +315,12 @@ struct Half {
 impl Half {
     fn new(from: Side) -> Self {
         Self { from, held: Vec::new(), sent: 0, count: 0, unflushed: false, eof: false, done: false }
+    }
+
+    /// Nothing more goes this way.
+    fn abandon(&mut self) {
+        (self.held, self.sent) = (Vec::new(), 0);
+        self.done = true;
     }
 
     fn to(&self) -> Side {
@@ -482,6 +503,55 @@ mod tests {
         let ended = relayed.await.unwrap();
         assert!(matches!(ended.how, How::Closed(Side::Back)) && told == "* BYE\r\n");
         assert_eq!(clock::now(), before);
+    }
+
+    /// Takes nothing more, and has this many answers left to give.
+    struct Deaf(usize);
+
+    impl tokio::io::AsyncRead for Deaf {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.0 > 0 {
+                self.0 -= 1;
+                buf.put_slice(b"+OK\r\n");
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl tokio::io::AsyncWrite for Deaf {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_answers_of_an_upstream_that_takes_nothing_more_are_passed_on() {
+        for says_something in [true, false] {
+            let (mut front, near) = duplex(10_000);
+            if says_something {
+                front.write_all(b"QUIT\r\n").await.unwrap();
+            }
+            front.shutdown().await.unwrap();
+            // more than is read in one go
+            let relayed = tokio::spawn(relay(Box::new(near), Box::new(Deaf(4 * TURNS)), rules()));
+            let mut told = String::new();
+            front.read_to_string(&mut told).await.unwrap();
+            assert_eq!(told.matches("+OK").count(), 4 * TURNS);
+            let ended = relayed.await.unwrap();
+            assert!(matches!(ended.how, How::Broke(Side::Back, _)), "{:?}", ended.how);
+        }
     }
 
     struct Gate(bool);

@@ -122,9 +122,17 @@ impl Peer {
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the other end does not read")))
     }
 
-    /// Ends the stream in good order.
+    /// Ends the stream in good order: what the other end still says is read, or it would be a reset that takes the
+    /// last words away with it (RFC 1122 section 4.2.2.13).
     pub(super) async fn close(&mut self) -> io::Result<()> {
-        timeout(Duration::from_secs(5), self.io.shutdown()).await.unwrap_or(Ok(()))
+        let closing = async {
+            self.io.shutdown().await?;
+            while self.io.read_buf(&mut self.buffer).await? > 0 {
+                self.buffer.clear();
+            }
+            Ok(())
+        };
+        timeout(Duration::from_secs(1), closing).await.unwrap_or(Ok(()))
     }
 
     /// Starts TLS; what was buffered is discarded.

@@ -262,8 +262,9 @@ impl AsyncRead for TlsStream {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, words)));
             }
             if !this.outgoing.is_empty() {
-                // the answer to a key update: best sent now, at the next write at the latest
-                let _is_sent: Poll<()> = this.poll_drain(cx)?;
+                // the answer to a key update: best sent now, at the next write at the latest; that a socket takes
+                // nothing more is told there, and does not lose what has just been read
+                let _is_sent: Poll<io::Result<()>> = this.poll_drain(cx);
             }
         }
     }

@@ -177,8 +177,11 @@ async fn a_clock_that_jumps_costs_no_session_and_no_token_request() {
     session.ask("c LOGOUT", "c OK").await;
 }
 
-/// A loopback address at which nobody else serves names.
-const NAMES: &str = "127.0.53.77";
+/// A loopback address at which nobody else serves names: of this process alone.
+fn names() -> String {
+    let id = std::process::id();
+    format!("127.53.{}.{}", id / 250 % 250 + 1, id % 250 + 1)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_server_that_says_nothing_is_waited_for_in_bounds_and_asked_again() {
@@ -187,7 +190,7 @@ async fn a_name_server_that_says_nothing_is_waited_for_in_bounds_and_asked_again
         std::fs::write(folder.path().join(name), text).unwrap();
         folder.path().join(name).display().to_string()
     };
-    let resolv = file("resolv.conf", &format!("nameserver {NAMES}\noptions timeout:1 attempts:1\n"));
+    let resolv = file("resolv.conf", &format!("nameserver {}\noptions timeout:1 attempts:1\n", names()));
     let hosts = file("hosts", "127.0.0.1 localhost\n");
     let switch = file("nsswitch.conf", "hosts: files dns\n");
     let script = format!(
@@ -198,7 +201,7 @@ async fn a_name_server_that_says_nothing_is_waited_for_in_bounds_and_asked_again
         ["unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"].map(str::to_owned);
     let answers = Arc::new(AtomicBool::new(false));
     let does = Arc::clone(&answers);
-    let asked = name_server(NAMES, move |name| match name {
+    let asked = name_server(&names(), move |name| match name {
         _ if !does.load(Ordering::SeqCst) => Answer::Silence,
         LOGIN | OUTLOOK | SMTP => Answer::Address(Ipv4Addr::LOCALHOST),
         _ => Answer::NoSuchName,
