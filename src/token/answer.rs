@@ -32,8 +32,8 @@ const MAX_DESCRIPTION: usize = 200;
 /// Most error codes that are kept.
 const MAX_CODES: usize = 8;
 
-/// An HTTP answer as it came.
-#[derive(Clone, Debug, Default)]
+/// An HTTP answer as it came. Of what a stranger wrote nothing prints: it may repeat what we sent.
+#[derive(Clone, Default)]
 pub struct RawAnswer {
     /// The status code.
     pub status: u16,
@@ -45,6 +45,12 @@ pub struct RawAnswer {
     pub challenge: Option<String>,
     /// The body; may hold tokens.
     pub body: Body,
+}
+
+impl std::fmt::Debug for RawAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawAnswer").field("status", &self.status).finish_non_exhaustive()
+    }
 }
 
 /// The body of an answer. It may hold tokens, so it does not print and is wiped.
