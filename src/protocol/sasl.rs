@@ -173,13 +173,13 @@ fn repeats(text: &str, token: &AccessToken) -> bool {
     const TELLTALE: usize = 24;
     let token = token.for_safekeeping().as_bytes();
     let start = token.get(..TELLTALE).unwrap_or(token);
-    let holds = |octets: &[u8]| !start.is_empty() && memchr::memmem::find(octets, start).is_some();
-    let is_base64 = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'+' | b'/');
-    let mut words = text.as_bytes().split(|octet| !is_base64(octet));
-    holds(text.as_bytes())
-        || words.any(|word| {
-            let whole = word.get(..word.len() / 4 * 4).unwrap_or_default();
-            decode(whole).is_some_and(|decoded| holds(&decoded))
+    let finds = |wanted: &[u8]| !wanted.is_empty() && memchr::memmem::find(text.as_bytes(), wanted).is_some();
+    finds(start)
+        || (0..3).any(|before| {
+            let encoded = Zeroizing::new(encode(&[&[0; 2][..before], start].concat()));
+            // the characters at both ends hang on what stands beside the token, too
+            let (from, to) = ((before * 4).div_ceil(3), (before + start.len()) * 4 / 3);
+            encoded.as_bytes().get(from..to).is_some_and(finds)
         })
 }
 
@@ -227,6 +227,19 @@ mod tests {
         assert!(plain(encode(b"Kurt\0Kurt\0xipj3plmq").as_bytes()).is_some());
         assert!(plain(encode(b"Kurt\0xipj3plmq").as_bytes()).is_none());
         assert!(plain(encode(b"\0Kurt\0xipj\0junk").as_bytes()).is_none());
+    }
+
+    #[test]
+    fn a_token_that_upstream_repeats_is_found_wherever_its_base64_begins() {
+        let sign_in = sign_in(SaslMechanism::Xoauth2);
+        let sent = bearer(&sign_in, &Encrypted::pretend());
+        for before in ["", "-ERR mailbox is l", "lo", "loc", "lock"] {
+            let told = Err(BackError::TryLater { reply: format!("{before}{}ked", *sent) });
+            let told = without_token(told, &Errand::SignIn(sign_in.clone()));
+            assert_eq!(told, Err(BackError::TryLater { reply: REDACTED.to_owned() }), "{before}");
+        }
+        let harmless = Ok(Welcome { offer: None, reply: "OK dXNlcj10ZXN0QGNvbnRvc28ub25taWNyb3NvZnQ".to_owned() });
+        assert_eq!(without_token(harmless.clone(), &Errand::SignIn(sign_in)), harmless);
     }
 
     #[test]

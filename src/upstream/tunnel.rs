@@ -25,6 +25,9 @@ const MAX_HEAD: usize = 32 * 1024;
 /// The longest body of a refusal that is read over, in octets; behind a longer one the connection is of no use.
 const MAX_BODY: usize = 64 * 1024;
 
+/// The longest line in front of a chunk, in octets.
+const MAX_CHUNK_LINE: usize = 1024;
+
 /// How long a refusal's body may take to come.
 const BODY_LIMIT: Duration = Duration::from_secs(2);
 
@@ -127,13 +130,16 @@ impl Line {
         let mut looked_at = 0_usize;
         loop {
             let from = looked_at.saturating_sub(3);
-            if let Some(end) = memchr::memmem::find(self.ahead.get(from..).unwrap_or_default(), b"\r\n\r\n") {
-                let rest = self.ahead.split_off(from + end + 4);
-                return Ok(std::mem::replace(&mut self.ahead, rest));
-            }
+            let end = memchr::memmem::find(self.ahead.get(from..).unwrap_or_default(), b"\r\n\r\n")
+                .map(|end| from + end + 4);
             looked_at = self.ahead.len();
-            if looked_at > MAX_HEAD {
+            // by its length, and not by how it happens to come in
+            if end.unwrap_or(looked_at) > MAX_HEAD {
                 return Err(io::Error::other("an answer without end"));
+            }
+            if let Some(end) = end {
+                let rest = self.ahead.split_off(end);
+                return Ok(std::mem::replace(&mut self.ahead, rest));
             }
             if self.more().await? == 0 {
                 return Err(io::Error::other(if self.ahead.is_empty() {
@@ -169,10 +175,14 @@ impl Line {
         let mut left = MAX_BODY;
         loop {
             let line = loop {
-                if let Some(end) = memchr::memchr(b'\n', &self.ahead) {
+                let end = memchr::memchr(b'\n', &self.ahead);
+                if end.unwrap_or(self.ahead.len()) > MAX_CHUNK_LINE {
+                    return Ok(false);
+                }
+                if let Some(end) = end {
                     break self.ahead.drain(..=end).collect::<Vec<u8>>();
                 }
-                if self.ahead.len() > 1024 || self.more().await? == 0 {
+                if self.more().await? == 0 {
                     return Ok(false);
                 }
             };
@@ -563,6 +573,21 @@ mod tests {
             Line { io: Box::new(far), ahead: b"HTTP/1.1 200 OK\r\n".to_vec() }.head().await.unwrap_err();
         assert_eq!(error.to_string(), "an answer without end");
         flood.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_head_is_too_long_however_it_comes_in() {
+        let padding = "x".repeat(MAX_HEAD - "HTTP/1.1 200 OK\r\nX: \r\n\r\n".len());
+        for (more, is_taken) in [("", true), ("x", false)] {
+            for buffer in [1, 1000, 100_000] {
+                let (mut near, far) = tokio::io::duplex(buffer);
+                let head = format!("HTTP/1.1 200 OK\r\nX: {padding}{more}\r\n\r\n");
+                let other = tokio::spawn(async move { near.write_all(head.as_bytes()).await });
+                let got = Line::new(Box::new(far)).head().await;
+                assert_eq!(got.is_ok(), is_taken, "{more:?} by {buffer}");
+                drop(other.await);
+            }
+        }
     }
 
     #[tokio::test]

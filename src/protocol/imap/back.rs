@@ -389,6 +389,10 @@ impl Exchange {
         let was_told_of_an_error = self.error.is_some();
         let challenge = self.error.filter(|error| !error.is_empty());
         match grammar::status(answer) {
+            // nobody has asked for the token: whoever is let in here, it is not for being who we said
+            Ok((_, (Status::Ok, _))) if matches!(self.token, TokenIs::Held) => {
+                Err(BackError::Unexpected { expected: "`+` or NO to AUTHENTICATE", got: reply })
+            }
             Ok((_, (Status::Ok, code))) => {
                 let offer = grammar::capabilities(code).map(|(_, list)| offer(list)).ok().or(self.offer);
                 Ok(Welcome { offer, reply })
