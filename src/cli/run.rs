@@ -18,7 +18,7 @@ use crate::config;
 use crate::config::Loaded;
 use crate::config::model::{Config, LogFormat};
 use crate::explain::Explain as _;
-use crate::telemetry::log;
+use crate::telemetry::{log, traces};
 
 /// How often files are looked at with `run.reload-on-change`. A change is taken once it has stood this long:
 /// whoever writes two files gets one reload.
@@ -38,7 +38,12 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let config = &loaded.config;
-    if let Err(error) = log::start(&config.log.level, config.log.format == LogFormat::Json) {
+    let json = config.log.format == LogFormat::Json;
+    let traces = match &config.log.otlp_endpoint {
+        None => log::start(&config.log.level, json).map(|()| None),
+        Some(collector) => traces::start(&config.log.level, json, collector).map(Some),
+    };
+    if let Err(error) = &traces {
         out.error(format_args!("logging cannot start: {error}"));
         return ExitCode::from(MISUSED);
     }
@@ -62,7 +67,10 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let looked = Looked::new(path, before, loaded.files.clone());
-    runtime.block_on(serve(loaded, path, looked))
+    let code = runtime.block_on(serve(loaded, path, looked));
+    drop(runtime);
+    drop(traces);
+    code
 }
 
 /// The process's environment, for `${NAME}` in the configuration.

@@ -1,4 +1,5 @@
-//! What the program tells about itself: log lines and metrics.
+//! What the program tells about itself: log lines, metrics and traces.
 
 pub mod log;
 pub mod metrics;
+pub mod traces;
