@@ -65,7 +65,8 @@ pub struct Running {
 }
 
 impl Running {
-    fn start(stage: &Stage, sections: &str) -> Self {
+    /// In front of this stage's simulator, with whole sections appended to its configuration.
+    pub fn start(stage: &Stage, sections: &str) -> Self {
         let path = stage.file("own.yaml");
         let usual = std::fs::read_to_string(stage.file("proxy.yaml")).unwrap();
         std::fs::write(&path, format!("{usual}{sections}")).unwrap();

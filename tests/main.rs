@@ -39,6 +39,7 @@ mod simulator;
 mod slicing;
 mod stage;
 mod store;
+mod traces;
 mod transcripts;
 mod traps;
 mod trust;

@@ -19,7 +19,7 @@ use crate::config;
 use crate::config::Loaded;
 use crate::config::model::{Config, LogFormat};
 use crate::explain::{Explain as _, Explanation};
-use crate::telemetry::log;
+use crate::telemetry::{log, traces};
 
 /// How often files are looked at with `run.reload-on-change`. A change is taken once it has stood this long:
 /// whoever writes two files gets one reload.
@@ -43,8 +43,15 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let config = &loaded.config;
-    let _flush = match log::start(&config.log.level, config.log.format == LogFormat::Json) {
-        Ok(flush) => flush,
+    let json = config.log.format == LogFormat::Json;
+    let started = match &config.log.otlp_endpoint {
+        None => log::start(&config.log.level, json).map(|flush| (flush, None)),
+        Some(collector) => {
+            traces::start(&config.log.level, json, collector).map(|(flush, traces)| (flush, Some(traces)))
+        }
+    };
+    let (_flush, traces) = match started {
+        Ok(started) => started,
         Err(error) => {
             out.error(format_args!("logging cannot start: {error}"));
             return ExitCode::from(MISUSED);
@@ -75,7 +82,11 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         }
     };
     let looked = Looked::new(path, before, loaded.files.clone());
-    runtime.block_on(serve(loaded, identity, path, looked))
+    let code = runtime.block_on(serve(loaded, identity, path, looked));
+    drop(runtime);
+    // waits for a collector, which is not for a runtime to do
+    drop(traces);
+    code
 }
 
 /// The process's environment, for `${NAME}` in the configuration.

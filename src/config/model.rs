@@ -780,6 +780,8 @@ pub struct Log {
     pub level: String,
     /// How lines look.
     pub format: LogFormat,
+    /// The OpenTelemetry collector that gets a trace of each session; its path without `/v1/traces`.
+    pub otlp_endpoint: Option<Url>,
 }
 
 /// The process itself.

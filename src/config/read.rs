@@ -21,6 +21,9 @@ const MAX_SECRET_FILE: u64 = 64 * 1024;
 /// How much of a value is repeated in a message, in characters.
 const MAX_REPEATED: usize = 60;
 
+/// As much is said about one problem, in characters.
+const MAX_WORDS: usize = 1_000;
+
 /// Where container platforms mount secrets for one container alone, with modes that nobody chooses.
 const PLATFORM_SECRETS: [&str; 3] = ["/run/secrets", "/var/run/secrets", "/run/credentials"];
 
@@ -87,6 +90,7 @@ impl<'a> Reader<'a> {
 
     /// The same application is resolved for several listeners: nothing is said twice.
     fn note(&self, severity: Severity, at: Place, what: String, remedy: String) {
+        let [what, remedy] = [what, remedy].map(|words| fit(&words));
         let problem = Problem { line: at.line, column: at.column, what, remedy, severity, excerpt: None };
         let mut findings = self.findings.borrow_mut();
         if !findings.iter().any(|(_, known)| *known == problem) {
@@ -438,6 +442,11 @@ impl<'a> Reader<'a> {
         );
         false
     }
+}
+
+/// Words that may be shown, whatever was repeated in them.
+fn fit(words: &str) -> String {
+    words.chars().take(MAX_WORDS).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// A value for a message: in backticks, no longer than it helps, and never with a secret in it.

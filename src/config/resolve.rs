@@ -96,7 +96,7 @@ pub(super) const LIMIT_KEYS: [&str; 13] = [
 
 pub(super) const RUN_KEYS: [&str; 5] = ["user", "group", "pid-file", "reload-on-change", "bind-retry"];
 pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
-pub(super) const LOG_KEYS: [&str; 2] = ["level", "format"];
+pub(super) const LOG_KEYS: [&str; 3] = ["level", "format", "otlp-endpoint"];
 
 /// How long Exchange waits for a login.
 const EXCHANGE_PATIENCE: Duration = Duration::from_mins(1);
@@ -1176,7 +1176,7 @@ fn admin(reader: &Reader<'_>, top: &Section<'_>) -> Option<Vec<At<SocketAddr>>> 
 
 fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
+    let mut log = Log { level: "info".to_owned(), format: LogFormat::Text, otlp_endpoint: None };
     let Some(section) = node.and_then(|node| reader.section(node, "log", &LOG_KEYS)) else {
         return log;
     };
@@ -1200,6 +1200,18 @@ fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
     if let Some(format) = section.get("format").and_then(|node| reader.one_of(node, &formats)) {
         log.format = format.value;
     }
+    log.otlp_endpoint = section.get("otlp-endpoint").and_then(|node| {
+        let url = reader.parse(node, "the URL of an OpenTelemetry collector", |text| {
+            let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+            url.ok_or_else(|| "write it as `http://127.0.0.1:4318`".to_owned())
+        })?;
+        if !cfg!(feature = "otlp") {
+            let what = "this Mailkey was built without OpenTelemetry";
+            reader.problem(url.at, what, "build it with `--features otlp`, or remove this line");
+            return None;
+        }
+        Some(url.value)
+    });
     log
 }
 

@@ -8,6 +8,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
+use tracing::Instrument as _;
 
 use super::autodiscover::Answerer;
 use super::basic::{self, Presented};
@@ -25,6 +26,7 @@ use crate::config::model::{Account, Protocol};
 use crate::explain::{Explain as _, Explanation};
 use crate::seats::Seat;
 use crate::secret::Credentials;
+use crate::telemetry::traces::SPANS;
 use crate::token::catalogue::Context;
 use crate::token::request::{Granted, TokenRequest};
 
@@ -104,7 +106,8 @@ pub(super) async fn request(caller: Caller, request: Request<Incoming>) -> Respo
     );
     let activesync = caller.desk.listener.ews.activesync;
     let place = target::place(request.uri(), request.method(), activesync);
-    match serve(&caller, request, place, &body, &mut record).await {
+    let span = record.span();
+    match serve(&caller, request, place, &body, &mut record).instrument(span).await {
         Ok((response, seat, patience)) => {
             record.relaying(response.status());
             if response.body().is_end_stream() {
@@ -395,7 +398,8 @@ async fn token(desk: &Desk, who: &SignIn) -> Result<Granted, Explanation> {
     let after = desk.limits.login_timeout;
     let asked = ask(desk, who);
     let deadline = asked.deadline;
-    match tokio::time::timeout_at(deadline, desk.tokens.token(&asked)).await {
+    let granting = desk.tokens.token(&asked).instrument(tracing::info_span!(target: SPANS, "token"));
+    match tokio::time::timeout_at(deadline, granting).await {
         Ok(granted) => granted,
         Err(_) => Err(EwsError::LoginTimedOut { after }.explain()),
     }
@@ -453,7 +457,8 @@ async fn send(
     granted: &Granted,
     body: &RequestBody,
 ) -> Result<Response<BoxBody>, Stop> {
-    desk.sender.send(request, granted.token.clone()).await.map_err(|why| {
+    let sending = desk.sender.send(request, granted.token.clone());
+    sending.instrument(tracing::info_span!(target: SPANS, "exchange")).await.map_err(|why| {
         if body.went_out() {
             Stop::BadGateway(Box::new(why), "the mail service broke off before it answered")
         } else {

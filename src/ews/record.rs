@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{Span, debug, field, info, warn};
 
 use super::body::RequestBody;
 use super::desk::Desk;
 use crate::clock;
 use crate::explain::{Explanation, one_line};
 use crate::telemetry::metrics::RelayLabels;
+use crate::telemetry::traces::SPANS;
 use crate::token::request::Origin;
 
 /// What one connection carried, all its requests together.
@@ -58,6 +59,7 @@ pub(super) struct Record {
     down: u64,
     started: Instant,
     ended: Ended,
+    span: Span,
 }
 
 impl Record {
@@ -69,6 +71,15 @@ impl Record {
         body: RequestBody,
     ) -> Self {
         totals.requests.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!(
+            target: SPANS,
+            "request",
+            listener = desk.listener.name,
+            protocol = %desk.listener.protocol,
+            status = field::Empty,
+            outcome = field::Empty,
+            code = field::Empty,
+        );
         Self {
             desk,
             totals,
@@ -83,7 +94,13 @@ impl Record {
             down: 0,
             started: clock::now(),
             ended: Ended::Left,
+            span,
         }
+    }
+
+    /// What the steps of this request belong to.
+    pub(super) fn span(&self) -> Span {
+        self.span.clone()
     }
 
     /// Who signs in.
@@ -178,8 +195,10 @@ impl Drop for Record {
         self.totals.up.fetch_add(up, Ordering::Relaxed);
         self.totals.down.fetch_add(down, Ordering::Relaxed);
         let ms = u64::try_from(clock::now().duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
+        self.span.record("status", self.status);
         let ended = match &self.ended {
             Ended::TurnedAway(why) => {
+                self.span.record("outcome", "turned away");
                 debug!(
                     %listener, peer = %self.peer, method = %self.method, path = %self.path,
                     status = self.status, why, "turned away"
@@ -188,6 +207,7 @@ impl Drop for Record {
             }
             Ended::Refused(why) => {
                 self.totals.refused.fetch_add(1, Ordering::Relaxed);
+                self.span.record("outcome", "refused").record("code", &*why.code);
                 warn!(
                     %listener, peer = %self.peer, user = %self.user, mailbox = %self.mailbox,
                     path = %self.path, status = self.status, ms, code = %why.code,
@@ -200,6 +220,7 @@ impl Drop for Record {
             Ended::Left | Ended::Relaying => "the mail client left",
             Ended::BrokeOff(why) => why.as_str(),
         };
+        self.span.record("outcome", ended);
         info!(
             %listener, peer = %self.peer, user = %self.user, mailbox = %self.mailbox, method = %self.method,
             path = %self.path, status = self.status, token = self.token.map_or("none", Origin::as_str),

@@ -175,10 +175,10 @@ fn repeats(text: &str, token: &AccessToken) -> bool {
     let start = token.get(..TELLTALE).unwrap_or(token);
     let finds = |wanted: &[u8]| !wanted.is_empty() && memchr::memmem::find(text.as_bytes(), wanted).is_some();
     finds(start)
-        || (0..3).any(|before| {
-            let encoded = Zeroizing::new(encode(&[&[0; 2][..before], start].concat()));
+        || [&b""[..], b"1", b"12"].into_iter().any(|before| {
+            let encoded = Zeroizing::new(encode(&[before, start].concat()));
             // the characters at both ends hang on what stands beside the token, too
-            let (from, to) = ((before * 4).div_ceil(3), (before + start.len()) * 4 / 3);
+            let (from, to) = ((before.len() * 4).div_ceil(3), (before.len() + start.len()) * 4 / 3);
             encoded.as_bytes().get(from..to).is_some_and(finds)
         })
 }
@@ -238,7 +238,8 @@ mod tests {
             let told = without_token(told, &Errand::SignIn(sign_in.clone()));
             assert_eq!(told, Err(BackError::TryLater { reply: REDACTED.to_owned() }), "{before}");
         }
-        let harmless = Ok(Welcome { offer: None, reply: "OK dXNlcj10ZXN0QGNvbnRvc28ub25taWNyb3NvZnQ".to_owned() });
+        let harmless =
+            Ok(Welcome { offer: None, reply: "OK dXNlcj10ZXN0QGNvbnRvc28ub25taWNyb3NvZnQ".to_owned() });
         assert_eq!(without_token(harmless.clone(), &Errand::SignIn(sign_in)), harmless);
     }
 

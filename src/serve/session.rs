@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{Instrument as _, Span, field};
 
 use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
@@ -29,6 +30,7 @@ use crate::protocol::machine::{
 use crate::seats::Seat;
 use crate::stream::BoxIo;
 use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
+use crate::telemetry::traces::SPANS;
 use crate::token::catalogue::Context;
 use crate::token::request::{Granted, Origin, TokenRequest};
 
@@ -54,10 +56,26 @@ pub async fn serve(station: Arc<Station>, visit: Visit) {
         station,
     };
     let full = visit.place.is_none();
+    let listener = &session.station.listener;
+    let span = tracing::info_span!(
+        target: SPANS,
+        "session",
+        session = session.id,
+        listener = listener.name,
+        protocol = %listener.protocol,
+        outcome = field::Empty,
+        code = field::Empty,
+    );
     // boxed, so that a session that has signed in does not carry its sign-in's state along
-    match Box::pin(session.sign_in(Box::new(visit.io), full)).await {
-        Outcome::SignedIn(signed_in) => session.relay(*signed_in).await,
-        Outcome::Over(why) => session.over(&why),
+    match Box::pin(session.sign_in(Box::new(visit.io), full).instrument(span.clone())).await {
+        Outcome::SignedIn(signed_in) => {
+            span.record("outcome", "signed in");
+            session.relay(*signed_in).instrument(span).await;
+        }
+        Outcome::Over(why) => {
+            span.record("outcome", "no login");
+            session.over(&why);
+        }
     }
     alive.dec();
 }
@@ -279,7 +297,7 @@ impl Session {
         let credentials = &login.credentials;
         let request = TokenRequest { account, protocol, credentials, source: self.peer.ip(), deadline };
         // the password is proven first: a stranger takes nobody's place
-        let mut granted = station.tokens.token(&request).await?;
+        let mut granted = self.token(&request).await?;
         let asked_for_turn = clock::now();
         let until = asked_for_turn + station.limits.wait_for_session;
         let pass = self.turn(&mailbox, until, &mut client).await?;
@@ -315,7 +333,7 @@ impl Session {
                         "upstream refused an old token; asking for a fresh one"
                     );
                     again = false;
-                    granted = station.tokens.token(&request).await?;
+                    granted = self.token(&request).await?;
                 }
                 Err(failure) => {
                     let story = verdict::explain(&failure, protocol, server, &context(account, user));
@@ -337,6 +355,10 @@ impl Session {
                 }
             }
         }
+    }
+
+    async fn token(&self, request: &TokenRequest<'_>) -> Result<Granted, Explanation> {
+        self.station.tokens.token(request).instrument(tracing::info_span!(target: SPANS, "token")).await
     }
 
     /// Waits until upstream would take one more session of this mailbox.
@@ -474,14 +496,16 @@ impl Session {
             return done;
         }
         let connector = &self.station.connector;
-        let (mut io, proof) = connector.open(server).await.map_err(BackFailure::Broke)?;
+        let opening = connector.open(server).instrument(tracing::info_span!(target: SPANS, "connect"));
+        let (mut io, proof) = opening.await.map_err(BackFailure::Broke)?;
         let tape = recorder.back(&sign_in, server.tls == BackTls::StartTls, false);
         let mut dialogue = dialogue::back(self.station.listener.protocol, server, Errand::SignIn(sign_in));
         if let Some(proof) = proof {
             tape.note(">  secured");
             dialogue.secured(proof);
         }
-        let welcome = drive::back(&mut *dialogue, &mut io, connector, server, tape).await?;
+        let signing_in = drive::back(&mut *dialogue, &mut io, connector, server, tape);
+        let welcome = signing_in.instrument(tracing::info_span!(target: SPANS, "sign-in")).await?;
         Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "new" })
     }
 
@@ -498,7 +522,8 @@ impl Session {
         dialogue.sign_in(sign_in);
         let mut heard = false;
         let connector = &self.station.connector;
-        match drive::signed_in(&mut *dialogue, &mut io, connector, server, &mut heard, tape).await {
+        let signing_in = drive::signed_in(&mut *dialogue, &mut io, connector, server, &mut heard, tape);
+        match signing_in.instrument(tracing::info_span!(target: SPANS, "sign-in")).await {
             Ok(welcome) => Some(Ok(Admitted { io, rest: dialogue.into_rest(), welcome, connection: "warm" })),
             Err(failure) if !heard || is_goodbye(&failure) => {
                 tracing::debug!(session = self.id, ?failure, "a warm connection was dead; dialling");
@@ -536,7 +561,7 @@ impl Session {
             pass: signed_in.opened.pass.take(),
         };
         let SignedIn { front, back, user, mechanism, opened, .. } = signed_in;
-        let ended = relay(front, back, rules).await;
+        let ended = relay(front, back, rules).instrument(tracing::info_span!(target: SPANS, "relay")).await;
         self.ended(&user, mechanism, &opened, &ended, (extra_up, extra_down));
     }
 
@@ -607,6 +632,7 @@ impl Session {
     /// A login that was refused: the whole story for the administrator.
     fn report(&self, login: &Login, story: &Explanation) {
         self.station.metrics.refused(&self.station.listener.name, &story.code);
+        Span::current().record("code", &*story.code);
         tracing::warn!(
             session = self.id,
             listener = self.station.listener.name,

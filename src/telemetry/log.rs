@@ -13,10 +13,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
+use tracing::Subscriber;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry};
 
 /// Lines that may wait to be written; a few hundred octets each.
 const QUEUE: usize = 4096;
@@ -40,14 +43,22 @@ pub(super) static LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 /// # Errors
 /// A filter that does not parse; logging that is already on; no thread to be had.
 pub fn start(level: &str, json: bool) -> Result<Flush, String> {
+    start_beside(None, level, json)
+}
+
+/// A layer that gets what the log's filter keeps out of the log.
+pub(super) type Beside = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// The same, with another layer beside the log.
+pub(super) fn start_beside(beside: Option<Beside>, level: &str, json: bool) -> Result<Flush, String> {
     let filter = format!("warn,mailkey={level}").parse::<Targets>().map_err(|e| e.to_string())?;
     let (sender, receiver) = sync_channel(QUEUE);
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(Queue(sender.clone())).with_target(false);
-    if json {
-        registry.with(layer.json().flatten_event(true).with_current_span(false)).try_init()
-    } else {
-        registry.with(layer.with_ansi(false)).try_init()
+    let queue = Queue(sender.clone());
+    let registry = tracing_subscriber::registry();
+    match beside {
+        // one filter for everything costs less
+        None => registry.with(filter).with(lines(queue, json)).try_init(),
+        Some(beside) => registry.with(beside).with(lines(queue, json).with_filter(filter)).try_init(),
     }
     .map_err(|e| e.to_string())?;
     std::thread::Builder::new()
@@ -55,6 +66,19 @@ pub fn start(level: &str, json: bool) -> Result<Flush, String> {
         .spawn(move || write(&receiver, &mut io::stderr()))
         .map_err(|e| e.to_string())?;
     Ok(Flush(sender))
+}
+
+/// Makes lines of events, for whatever stands below.
+fn lines<S>(queue: Queue, json: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let layer = fmt::layer().with_writer(queue).with_target(false);
+    if json {
+        layer.json().flatten_event(true).with_current_span(false).boxed()
+    } else {
+        layer.with_ansi(false).boxed()
+    }
 }
 
 /// Waits, when dropped, until everything logged so far is written, but not for long.

@@ -1,5 +1,6 @@
-//! What the program tells about itself: log lines and metrics.
+//! What the program tells about itself: log lines, metrics and traces.
 
 pub mod log;
 pub mod metrics;
 pub mod panics;
+pub mod traces;
