@@ -16,6 +16,24 @@ use crate::token::testing::{Provider, Reply, TestStore, account, account_with, w
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 
+fn settings() -> BrokerSettings {
+    BrokerSettings {
+        tokens: model::Tokens {
+            store: model::Store::Memory,
+            key: None,
+            refresh_margin: MINUTE * 10,
+            extra_roots_file: None,
+        },
+        guard: model::Guard {
+            wrong_password_hold: MINUTE,
+            wrong_passwords_per_user: 5,
+            budget_window: MINUTE * 10,
+            tarpit: SECOND * 2,
+        },
+        managed_identity: ManagedIdentity::default(),
+    }
+}
+
 /// A broker, its provider, its store and one account.
 struct Scene {
     broker: Arc<Broker>,
@@ -35,24 +53,9 @@ impl Scene {
     }
 
     fn beside(account: Arc<Account>, store: Arc<TestStore>, provider: Provider) -> Self {
-        let settings = BrokerSettings {
-            tokens: model::Tokens {
-                store: model::Store::Memory,
-                key: None,
-                refresh_margin: MINUTE * 10,
-                extra_roots_file: None,
-            },
-            guard: model::Guard {
-                wrong_password_hold: MINUTE,
-                wrong_passwords_per_user: 5,
-                budget_window: MINUTE * 10,
-                tarpit: SECOND * 2,
-            },
-            managed_identity: ManagedIdentity::default(),
-        };
         let metrics = Arc::new(Metrics::default());
         let shared: Arc<dyn Store> = Arc::<TestStore>::clone(&store);
-        let broker = Broker::new(settings, provider.endpoint(), shared, Arc::clone(&metrics));
+        let broker = Broker::new(settings(), provider.endpoint(), shared, Arc::clone(&metrics));
         Self { broker, provider, store, account, metrics }
     }
 
@@ -514,6 +517,42 @@ async fn a_token_that_upstream_refused_is_asked_for_once_more_and_not_again_at_o
     assert_eq!(scene.login("right").await.unwrap(), ("t2".to_owned(), Origin::Fetched));
     assert!(!scene.refused_upstream("right", "t2"), "a new one would be refused as well");
     assert_eq!(scene.told("right").await, "t2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_reload_tokens_stay_and_questions_go_the_new_way() {
+    let scene = Scene::new(&[Grant::Password]);
+    scene.login("right").await.unwrap();
+    let elsewhere = Provider::new();
+    elsewhere.next(Reply::token("new", 3600, None));
+    let Scene { broker, account, .. } = &scene;
+    broker.reconfigure(settings(), elsewhere.endpoint());
+    let credentials = Credentials { user: "alice@example.com".to_owned(), password: Secret::new("right") };
+    let tokens: &dyn Tokens = &**broker;
+    let granted = tokens.token(&request(account, &credentials)).await.unwrap();
+    assert_eq!((granted.token.for_safekeeping(), granted.origin), ("t1", Origin::Cached));
+    assert!(tokens.refused_upstream(&request(account, &credentials), &granted.token));
+    let granted = tokens.token(&request(account, &credentials)).await.unwrap();
+    assert_eq!((granted.token.for_safekeeping(), granted.origin), ("new", Origin::Fetched));
+    elsewhere.next(Reply::error("invalid_grant", 50126));
+    let wrong = Credentials { password: Secret::new("wrong"), ..credentials };
+    let refusal = tokens.token(&request(account, &wrong)).await.unwrap_err();
+    assert_eq!(refusal.code, "AADSTS50126");
+    assert_eq!((scene.provider.count(), elsewhere.count()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_sign_in_that_nobody_uses_is_known() {
+    let scene = Scene::new(&[Grant::DeviceCode]);
+    assert_eq!(scene.broker.sign_in_ends().await, []);
+    let before = clock::wall();
+    scene.signed_in("r0");
+    let [(user, end)] = scene.broker.sign_in_ends().await.try_into().unwrap();
+    assert_eq!(user, "alice@example.com");
+    let days = (end - before).total(jiff::Unit::Hour).unwrap() / 24.0;
+    assert!((90.0..90.1).contains(&days), "{days}");
+    scene.store.away.store(true, Ordering::SeqCst);
+    assert_eq!(scene.broker.sign_in_ends().await, [], "a store that is away says nothing");
 }
 
 // ── grants ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -273,17 +273,21 @@ impl Guard {
         self.sources.retain(|_, source| now < source.last + self.settings.load().budget_window);
     }
 
-    /// Room for new users: first what has run out, then those with the fewest wrong passwords.
+    /// Room for new users: first what has run out, then those who are not held back, then those with the fewest wrong
+    /// passwords.
     fn forget(&self, now: Instant) {
         self.sweep(now);
         if self.people.len() < MAX_KNOWN {
             return;
         }
-        let mut ranked: Vec<(usize, Digest)> = self
+        let rank = |person: &Person| {
+            (person.locked_until.is_some() || person.spent_until.is_some(), person.wrong.len())
+        };
+        let mut ranked: Vec<_> = self
             .people
             .iter()
             .filter(|person| person.pending == 0)
-            .map(|person| (person.wrong.len(), *person.key()))
+            .map(|person| (rank(&person), *person.key()))
             .collect();
         ranked.sort_unstable();
         for (_, key) in ranked.into_iter().take(MAX_KNOWN / 16) {
@@ -419,5 +423,69 @@ mod tests {
         assert_eq!(guard.wrong_count(&[1; 32]) as usize, MAX_WRONG);
         guard.sweep(now + SECOND * 601);
         assert!(guard.people.is_empty());
+    }
+
+    fn numbered(number: usize) -> Digest {
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&number.to_le_bytes());
+        digest
+    }
+
+    #[test]
+    fn room_for_a_new_user_is_taken_from_whom_least_is_held_against() {
+        let (guard, now) = (guard(), crate::clock::now());
+        let (locked, notorious, asked) =
+            (numbered(MAX_KNOWN), numbered(MAX_KNOWN + 1), numbered(MAX_KNOWN + 2));
+        guard.locked(locked, SECOND * 60, now);
+        for password in [1, 2, 3] {
+            guard.wrong(notorious, [password; 32], now);
+        }
+        let permit = guard.admit(&Asking { person: asked, ..asking(1, false) }, now).unwrap();
+        for number in 3..MAX_KNOWN {
+            guard.wrong(numbered(number), [9; 32], now);
+        }
+        assert_eq!(guard.people.len(), MAX_KNOWN);
+        assert!(guard.admit(&asking(1, false), now).is_ok(), "there is room for one more");
+        assert_eq!(guard.people.len(), MAX_KNOWN - MAX_KNOWN / 16 + 1);
+        for (person, why) in [(locked, "locked"), (notorious, "out of budget"), (asked, "being asked about")]
+        {
+            assert!(guard.people.contains_key(&person), "{why}");
+        }
+        drop(permit);
+        // once everything has run out, no one is forgotten who need not be
+        let later = now + SECOND * 600;
+        assert!(guard.admit(&Asking { person: [7; 32], ..asking(1, false) }, later).is_ok());
+    }
+
+    #[test]
+    fn denials_and_addresses_are_bounded_and_make_room_as_they_run_out() {
+        let (guard, now) = (guard(), crate::clock::now());
+        let no = || TokenError::KnownWrong { user: "a".to_owned() };
+        for number in 0..=MAX_KNOWN {
+            guard.denied(numbered(number), [1; 32], no(), now);
+        }
+        assert_eq!(guard.denials.len(), MAX_KNOWN);
+        guard.denied(numbered(1), [2; 32], no(), now + DENIAL_HOLD);
+        assert_eq!(guard.denials.len(), 1);
+
+        for number in 0..u32::try_from(MAX_KNOWN).unwrap() {
+            guard.wrong_from(std::net::Ipv4Addr::from_bits(0x0a00_0000 + number).into(), now);
+        }
+        guard.wrong_from("192.0.2.1".parse().unwrap(), now + SECOND * 600);
+        assert_eq!(guard.sources.len(), 1);
+    }
+
+    #[test]
+    fn other_settings_count_at_once_and_forget_what_an_administrator_may_have_mended() {
+        let (guard, now) = (guard(), crate::clock::now());
+        guard.denied([2; 32], [1; 32], TokenError::Busy, now);
+        guard.wrong([1; 32], [3; 32], now);
+        assert!(matches!(guard.admit(&asking(1, false), now), Err(TokenError::Busy)));
+        let settings =
+            model::Guard { budget_window: SECOND * 30, ..model::Guard::clone(&guard.settings.load()) };
+        guard.reconfigure(settings);
+        assert_eq!(guard.window(), SECOND * 30);
+        assert!(guard.admit(&asking(1, false), now).is_ok());
+        assert!(matches!(guard.admit(&asking(3, false), now), Err(TokenError::KnownWrong { .. })));
     }
 }
