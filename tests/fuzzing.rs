@@ -9,7 +9,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 #[path = "fuzz/bodies/mod.rs"]
-mod bodies;
+pub mod bodies;
 
 use bodies::TARGETS;
 

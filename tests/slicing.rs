@@ -15,6 +15,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use crate::fuzzing::bodies::script::cut as pieces;
+
 const TOKEN: &str = "eyJ0.very-secret";
 
 fn fronts(settings: &FrontSettings) -> [Box<dyn Front>; 2] {
@@ -110,19 +112,6 @@ fn nearly_a_login() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-fn slices<'a>(bytes: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
-    let (mut left, mut slices) = (bytes, Vec::new());
-    for length in lengths.iter().cycle() {
-        if left.is_empty() {
-            break;
-        }
-        let (slice, rest) = left.split_at((*length).min(left.len()));
-        slices.push(slice);
-        left = rest;
-    }
-    slices
-}
-
 /// All steps of a front. Its first login is refused, the second taken; a handshake ends it.
 fn front_steps(mut front: Box<dyn Front>, slices: &[&[u8]]) -> (Vec<Step<Login>>, Option<Vec<u8>>) {
     let (mut steps, mut logins, mut ended) = (Vec::new(), 0, false);
@@ -209,7 +198,7 @@ proptest! {
         };
         for (whole, cut) in fronts(&settings).into_iter().zip(fronts(&settings)) {
             let whole = front_steps(whole, &[&bytes]);
-            prop_assert_eq!(whole, front_steps(cut, &slices(&bytes, &lengths)));
+            prop_assert_eq!(whole, front_steps(cut, &pieces(&bytes, &lengths)));
         }
     }
 
@@ -228,7 +217,7 @@ proptest! {
         };
         for (whole, cut) in backs(&errand, starttls).into_iter().zip(backs(&errand, starttls)) {
             let whole = back_steps(whole, !starttls, &[&bytes]);
-            prop_assert_eq!(whole, back_steps(cut, !starttls, &slices(&bytes, &lengths)));
+            prop_assert_eq!(whole, back_steps(cut, !starttls, &pieces(&bytes, &lengths)));
         }
     }
 
@@ -243,7 +232,7 @@ proptest! {
         let sign_in = sign_in(mechanism);
         let message = sasl::bearer(&sign_in, &Encrypted::pretend());
         for back in backs(&Errand::SignIn(sign_in), starttls) {
-            let (steps, _) = back_steps(back, false, &slices(&bytes, &lengths));
+            let (steps, _) = back_steps(back, false, &pieces(&bytes, &lengths));
             for step in steps {
                 if let Step::Write(written) = step {
                     let written = String::from_utf8_lossy(&written).into_owned();

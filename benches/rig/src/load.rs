@@ -36,7 +36,10 @@ pub fn user(number: u64) -> String {
 pub enum Protocol {
     Imap,
     Pop3,
+    /// Upstream, TLS comes first.
     Smtp,
+    /// SMTP, too; upstream, TLS comes by STARTTLS.
+    Submission,
     Ews,
 }
 
@@ -230,7 +233,7 @@ pub(crate) async fn sign_in(way: &Way, user: &str) -> Result<Wire> {
             wire.ask(&format!("USER {user}\r\n"), "+OK").await?;
             wire.ask(&format!("PASS {PASSWORD}\r\n"), "+OK").await?;
         }
-        Protocol::Smtp => {
+        Protocol::Smtp | Protocol::Submission => {
             wire.until("220 ").await?;
             wire.ask("EHLO client.example.com\r\n", "250 ").await?;
             let response = STANDARD.encode(format!("\0{user}\0{PASSWORD}"));
@@ -245,7 +248,7 @@ async fn sign_out(protocol: Protocol, mut wire: Wire) -> Result<()> {
     match protocol {
         Protocol::Imap => wire.ask("z LOGOUT\r\n", "z OK").await,
         Protocol::Pop3 => wire.ask("QUIT\r\n", "+OK").await,
-        Protocol::Smtp => wire.ask("QUIT\r\n", "221 ").await,
+        Protocol::Smtp | Protocol::Submission => wire.ask("QUIT\r\n", "221 ").await,
         Protocol::Ews => bail!("EWS has no sessions"),
     }?;
     Ok(())
@@ -366,7 +369,7 @@ async fn download(protocol: Protocol, wire: &mut Wire, mebibytes: u64) -> Result
             wire.ask(&format!("RETR {mebibytes}\r\n"), "+OK").await?;
             wire.swallow_through(b"\r\n.\r\n").await
         }
-        Protocol::Smtp | Protocol::Ews => bail!("no download"),
+        Protocol::Smtp | Protocol::Submission | Protocol::Ews => bail!("no download"),
     }
 }
 
@@ -375,7 +378,7 @@ async fn upload(protocol: Protocol, wire: &mut Wire, mebibytes: u64, text: &Byte
         Protocol::Imap => {
             wire.ask(&format!("b APPEND drafts {{{}}}\r\n", mebibytes << 20), "+ ").await?;
         }
-        Protocol::Smtp => {
+        Protocol::Smtp | Protocol::Submission => {
             wire.ask("MAIL FROM:<user0@example.com>\r\n", "250 ").await?;
             wire.ask("RCPT TO:<user1@example.com>\r\n", "250 ").await?;
             wire.ask("DATA\r\n", "354 ").await?;
@@ -396,7 +399,7 @@ async fn noop(protocol: Protocol, wire: &mut Wire) -> Result<()> {
     let expected = match protocol {
         Protocol::Imap => return wire.ask("n NOOP\r\n", "n OK").await.map(drop),
         Protocol::Pop3 => "+OK",
-        Protocol::Smtp | Protocol::Ews => "250 ",
+        Protocol::Smtp | Protocol::Submission | Protocol::Ews => "250 ",
     };
     wire.ask("NOOP\r\n", expected).await.map(drop)
 }

@@ -19,6 +19,7 @@ fn columns(measure: &str) -> Vec<Column> {
             ("imap.cpu_us", "IMAP, CPU µs", 0),
             ("pop3.cpu_us", "POP3, CPU µs", 0),
             ("smtp.cpu_us", "SMTP, CPU µs", 0),
+            ("submission.cpu_us", "SMTP by STARTTLS, CPU µs", 0),
             ("imap.p50_ms", "IMAP, p50 ms", 1),
         ],
         "bulk" => vec![

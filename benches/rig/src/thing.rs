@@ -81,9 +81,12 @@ impl Thing {
     }
 
     pub fn speaks(self, protocol: Protocol) -> bool {
-        protocol != Protocol::Ews
-            || self.is_mailkey()
-            || matches!(self, Self::Nginx | Self::Pipe | Self::Direct)
+        match protocol {
+            Protocol::Imap | Protocol::Pop3 | Protocol::Smtp => true,
+            // the others would have to speak SMTP for it
+            Protocol::Submission => self.is_mailkey() || self == Self::Emailproxy,
+            Protocol::Ews => self.is_mailkey() || matches!(self, Self::Nginx | Self::Pipe | Self::Direct),
+        }
     }
 }
 
@@ -261,7 +264,7 @@ impl Ground {
             listening: Duration::ZERO,
             folder: Some(folder),
         };
-        let protocols = [Protocol::Imap, Protocol::Pop3, Protocol::Smtp, Protocol::Ews];
+        let protocols = [Protocol::Imap, Protocol::Pop3, Protocol::Smtp, Protocol::Submission, Protocol::Ews];
         for protocol in protocols.into_iter().filter(|protocol| thing.speaks(*protocol)) {
             running.until_up(running.port(protocol), start)?;
         }
@@ -291,6 +294,7 @@ impl Running {
             Protocol::Imap => self.ports.imap,
             Protocol::Pop3 => self.ports.pop3,
             Protocol::Smtp => self.ports.smtp,
+            Protocol::Submission => self.ports.submission,
             Protocol::Ews => self.ports.https,
         }
     }
@@ -360,11 +364,11 @@ impl Running {
     }
 }
 
-/// Four of them, still free.
+/// Five of them, still free.
 fn free_ports() -> Result<Ports> {
-    let held = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    let held = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     let ports = held.iter().map(|held| Ok(held.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
-    Ok(Ports { imap: ports[0], pop3: ports[1], smtp: ports[2], submission: ports[2], https: ports[3] })
+    Ok(Ports { imap: ports[0], pop3: ports[1], smtp: ports[2], submission: ports[3], https: ports[4] })
 }
 
 /// Dovecot's processes are other users.

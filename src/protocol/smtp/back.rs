@@ -302,7 +302,8 @@ impl SmtpBack {
         let offered = mechanisms(reply.extensions());
         let mechanism = sasl::name(sign_in.mechanism);
         if !offered.iter().any(|offered| offered == mechanism) {
-            return self.fail(BackError::NoMechanism { offered: offered.join(" ") });
+            let offered = one_line(&offered.join(" "), MAX_REPLY_TEXT);
+            return self.fail(BackError::NoMechanism { offered });
         }
         let Some(proof) = &self.proof else { return self.not_encrypted() };
         let message = sasl::bearer(&sign_in, proof);

@@ -87,7 +87,11 @@ fn stands_for(order: u8) -> Option<Vec<u8>> {
 
 /// The octets in slices; `pattern` says how long they are: one length for the odd ones, one for the even.
 pub fn slices(octets: &[u8], pattern: u8) -> Vec<&[u8]> {
-    let lengths = [usize::from(pattern % 16) + 1, usize::from(pattern / 16) + 1];
+    cut(octets, &[usize::from(pattern % 16) + 1, usize::from(pattern / 16) + 1])
+}
+
+/// The octets in slices of these lengths, over and over; none is 0.
+pub fn cut<'a>(octets: &'a [u8], lengths: &[usize]) -> Vec<&'a [u8]> {
     let (mut left, mut slices) = (octets, Vec::new());
     for length in lengths.iter().cycle() {
         if left.is_empty() {

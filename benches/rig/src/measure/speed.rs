@@ -12,11 +12,14 @@ const MAIL: [(Protocol, &str); 3] =
 /// Connect, sign in, sign out, the token in hand; 8 at a time.
 pub(super) fn logins(run: &mut Run<'_>) -> Result<()> {
     let mut subjects = run.start_all(Protocol::Imap)?;
-    for (protocol, name) in MAIL {
-        for subject in &subjects {
+    for (protocol, name) in MAIL.into_iter().chain([(Protocol::Submission, "submission")]) {
+        for subject in subjects.iter().filter(|subject| subject.thing.speaks(protocol)) {
             run.warm_up(subject, protocol)?;
         }
         run.interleave(&mut subjects, |run, subject| {
+            if !subject.thing.speaks(protocol) {
+                return Ok(());
+            }
             // so that each has about a second of processor time
             let count = match subject.thing {
                 Thing::Emailproxy => 8,

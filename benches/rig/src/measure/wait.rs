@@ -70,19 +70,26 @@ pub(super) fn distance(run: &mut Run<'_>) -> Result<()> {
     let things = run.things();
     let mut subjects: Vec<Running> =
         things.iter().map(|thing| run.ground.start_before(*thing, ports)).collect::<Result<_>>()?;
-    for (protocol, name) in [(Protocol::Imap, "imap"), (Protocol::Pop3, "pop3"), (Protocol::Smtp, "smtp")] {
+    for name in ["imap", "pop3", "smtp"] {
+        let protocol = |thing: Thing| match name {
+            "imap" => Protocol::Imap,
+            "pop3" => Protocol::Pop3,
+            // as Office 365 has it
+            _ if thing.speaks(Protocol::Submission) => Protocol::Submission,
+            _ => Protocol::Smtp,
+        };
         let one = Job::Logins { workers: 1, count: 1, users: 1, pause: None };
         for _ in 0..3 {
             for subject in &subjects {
                 // the token, and a rate of logins that connections are kept warm for
-                subject.bear_well(protocol, one.clone())?;
+                subject.bear_well(protocol(subject.thing), one.clone())?;
             }
             sleep(Duration::from_millis(400));
         }
         run.interleave(&mut subjects, |run, subject| {
             // what it does after one login must not weigh on the next
             sleep(Duration::from_millis(50));
-            let (_, outcome) = subject.bear_well(protocol, one.clone())?;
+            let (_, outcome) = subject.bear_well(protocol(subject.thing), one.clone())?;
             run.note(subject.thing, &format!("{name}.ms"), outcome.p50 / 1e3);
             Ok(())
         })?;

@@ -40,6 +40,7 @@ fn goals(measure: &str) -> Vec<Goal> {
                     goal(said, metric, Times(1.3, &["pipe"])),
                 ]
             })
+            .chain([goal("SMTP by STARTTLS", "submission.cpu_us", Fewer(500.0, &["emailproxy"]))])
             .collect(),
         "bulk" => vec![
             goal("IMAP down, CPU", "down_imap.cpu_s_per_gb", Times(0.85, PIPES)),

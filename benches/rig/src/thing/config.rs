@@ -68,7 +68,7 @@ impl Setting<'_> {
 
     /// As shipped, but for bounds per user that a benchmark with few users would meet.
     fn mailkey(&self, programs: &Programs, tls: &str, limits: &str) -> Result<Command> {
-        let Ports { imap, pop3, smtp, https, .. } = self.ports;
+        let Ports { imap, pop3, smtp, submission, https } = self.ports;
         let up = self.upstream;
         let accounts = match self.accounts {
             0 => String::new(),
@@ -82,7 +82,8 @@ impl Setting<'_> {
              listeners:\n  \
              - {{name: imap, protocol: imap, listen: '127.0.0.1:{imap}', upstream: 'localhost:{}', upstream-tls: implicit}}\n  \
              - {{name: pop3, protocol: pop3, listen: '127.0.0.1:{pop3}', upstream: 'localhost:{}', upstream-tls: implicit}}\n  \
-             - {{name: smtp, protocol: smtp, listen: '127.0.0.1:{smtp}', upstream: 'localhost:{}', upstream-tls: starttls}}\n  \
+             - {{name: smtp, protocol: smtp, listen: '127.0.0.1:{smtp}', upstream: 'localhost:{}', upstream-tls: implicit}}\n  \
+             - {{name: submission, protocol: smtp, listen: '127.0.0.1:{submission}', upstream: 'localhost:{}', upstream-tls: starttls}}\n  \
              - {{name: ews, protocol: ews, listen: '127.0.0.1:{https}', upstream: 'https://localhost:{}/EWS/Exchange.asmx'}}\n\
              tls: {{extra-roots-file: '{}'{tls}}}\n\
              limits: {{sessions-per-user: 10000, smtp-sessions-per-mailbox: 10000, imap-sessions-per-mailbox: 10000, \
@@ -91,6 +92,7 @@ impl Setting<'_> {
             up.https,
             up.imap,
             up.pop3,
+            up.smtp,
             up.submission,
             up.https,
             self.authority.display(),
@@ -102,13 +104,14 @@ impl Setting<'_> {
 
     /// With the password grant, as Mailkey has it.
     fn emailproxy(&self, programs: &Programs) -> Result<Command> {
-        let Ports { imap, pop3, smtp, .. } = self.ports;
+        let Ports { imap, pop3, smtp, submission, .. } = self.ports;
         let up = self.upstream;
         let mut text = String::new();
         for (name, port, upstream, more) in [
             ("IMAP", imap, up.imap, ""),
             ("POP", pop3, up.pop3, ""),
-            ("SMTP", smtp, up.submission, "server_starttls = True\n"),
+            ("SMTP", smtp, up.smtp, ""),
+            ("SMTP", submission, up.submission, "server_starttls = True\n"),
         ] {
             writeln!(
                 text,
