@@ -46,7 +46,12 @@ fn columns(measure: &str) -> Vec<Column> {
             ("many.cpu_us", "CPU µs", 0),
         ],
         "distance" => {
-            vec![("imap.ms", "IMAP, ms", 1), ("pop3.ms", "POP3, ms", 1), ("smtp.ms", "SMTP, ms", 1)]
+            vec![
+                ("imap.ms", "IMAP, ms", 1),
+                ("pop3.ms", "POP3, ms", 1),
+                ("smtp.ms", "SMTP, ms", 1),
+                ("noop.ms", "one round trip, ms", 1),
+            ]
         }
         "storm" => vec![
             ("storm.served", "served", 0),
