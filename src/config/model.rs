@@ -119,7 +119,8 @@ pub enum EnvelopeSender {
 impl Listener {
     /// The account that a user name leads to: the first match.
     pub fn account(&self, user: &str) -> Option<&Arc<Account>> {
-        self.accounts.iter().find(|account| account.user.matches(user))
+        let user = user.to_lowercase();
+        self.accounts.iter().find(|account| account.user.takes(&user))
     }
 }
 
@@ -254,17 +255,23 @@ impl Account {
 
 /// A glob over user names: `*` stands for any run of characters. Letters of either case are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserPattern(String);
+pub struct UserPattern {
+    /// In lower case.
+    text: String,
+    /// Whether there is no `*` in it: an equal name is looked for among many, and often.
+    is_exact: bool,
+}
 
 impl UserPattern {
     /// Takes the pattern as it stands in `proxy.yaml`.
     pub fn new(pattern: &str) -> Self {
-        Self(pattern.to_lowercase())
+        let text = pattern.to_lowercase();
+        Self { is_exact: !text.contains('*'), text }
     }
 
     /// The pattern in lower case.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether this user name leads here.
@@ -275,12 +282,17 @@ impl UserPattern {
     /// assert!(!UserPattern::new("*@contoso.com").matches("alice@contoso.com.evil.example"));
     /// ```
     pub fn matches(&self, user: &str) -> bool {
-        self.captures(user).is_some()
+        self.takes(&user.to_lowercase())
+    }
+
+    /// The same for a name in lower case.
+    fn takes(&self, user: &str) -> bool {
+        if self.is_exact { self.text == user } else { self.parts(user).is_some() }
     }
 
     /// How many `*` there are.
     pub fn stars(&self) -> usize {
-        self.0.matches('*').count()
+        self.text.matches('*').count()
     }
 
     /// What each `*` stands for in this user name, in lower case, the shortest first; `None`: no match.
@@ -292,17 +304,22 @@ impl UserPattern {
     /// ```
     pub fn captures(&self, user: &str) -> Option<Vec<String>> {
         let user = user.to_lowercase();
-        let mut parts = self.0.split('*');
+        Some(self.parts(&user)?.into_iter().map(str::to_owned).collect())
+    }
+
+    /// What each `*` stands for in a name in lower case.
+    fn parts<'u>(&self, user: &'u str) -> Option<Vec<&'u str>> {
+        let mut parts = self.text.split('*');
         let mut rest = user.strip_prefix(parts.next()?)?;
         let mut parts: Vec<&str> = parts.collect();
         let Some(last) = parts.pop() else { return rest.is_empty().then(Vec::new) };
         let mut captures = Vec::with_capacity(parts.len() + 1);
         for part in parts {
             let (before, behind) = rest.split_once(part)?;
-            captures.push(before.to_owned());
+            captures.push(before);
             rest = behind;
         }
-        captures.push(rest.strip_suffix(last)?.to_owned());
+        captures.push(rest.strip_suffix(last)?);
         Some(captures)
     }
 }

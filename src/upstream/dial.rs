@@ -46,6 +46,14 @@ const FAILURES_SHOWN: usize = 4;
 /// Quiet connections are probed after this long: NAT tables forget after 4 to 15 minutes.
 const KEEPALIVE: Duration = Duration::from_mins(2);
 
+/// How soon a probe that was not answered is sent again.
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long nothing may be heard of a peer that owes an answer. It ends the probes, too, however many are left: six of
+/// them have to be lost, since the kernel sends those of thousands of sockets at once, and queues overflow.
+#[cfg(target_os = "linux")]
+const UNHEARD_LIMIT: Duration = Duration::from_mins(5);
+
 /// Opens TCP connections.
 #[derive(Debug)]
 pub struct Dialler {
@@ -154,27 +162,28 @@ impl Name {
 
 /// Makes a socket fit for sessions that say nothing for half an hour.
 pub fn prepare(stream: &TcpStream) {
-    set_up(&SockRef::from(stream));
+    set_up(&SockRef::from(stream), stream.peer_addr().ok());
 }
 
 /// Has every socket that this one accepts be fit for them. `false`: the system does not hand the options down, so
 /// that each has to be [prepared](prepare).
 pub fn prepare_all(listener: &TcpListener) -> bool {
     if cfg!(target_os = "linux") {
-        set_up(&SockRef::from(listener));
+        set_up(&SockRef::from(listener), listener.local_addr().ok());
     }
     cfg!(target_os = "linux")
 }
 
-fn set_up(socket: &SockRef<'_>) {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(30));
-    // Each of these makes a session better; none of them is worth losing it.
-    let set = [
-        socket.set_tcp_nodelay(true),
-        socket.set_tcp_keepalive(&keepalive),
+/// `address`: one of the two ends. Where that is this machine, so is the other, and its kernel tells of every end.
+fn set_up(socket: &SockRef<'_>, address: Option<SocketAddr>) {
+    let mut set = vec![socket.set_tcp_nodelay(true)];
+    if !address.is_some_and(|address| address.ip().to_canonical().is_loopback()) {
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_AGAIN);
+        set.push(socket.set_tcp_keepalive(&keepalive));
         #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(Duration::from_mins(3))),
-    ];
+        set.push(socket.set_tcp_user_timeout(Some(UNHEARD_LIMIT)));
+    }
+    // Each of these makes a session better; none of them is worth losing it.
     if let Some(error) = set.into_iter().find_map(Result::err) {
         tracing::debug!(%error, "a socket option was not taken");
     }
@@ -302,6 +311,34 @@ mod tests {
 
     #[tokio::test]
     async fn accepted_sockets_are_fit_for_long_silence_like_dialled_ones() {
+        let far_away = Some(SocketAddr::from(([192, 0, 2, 1], 993)));
+        for (address, is_probed) in
+            [(far_away, true), (None, true), ("[::ffff:127.0.0.1]:1".parse().ok(), false)]
+        {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            // as `prepare_all` and `prepare` do it
+            set_up(&SockRef::from(&listener), address);
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (far, _) = listener.accept().await.unwrap();
+            if cfg!(not(target_os = "linux")) {
+                set_up(&SockRef::from(&far), address);
+            }
+            set_up(&SockRef::from(&near), address);
+            for stream in [&near, &far] {
+                let socket = SockRef::from(stream);
+                assert!(socket.tcp_nodelay().unwrap());
+                assert_eq!(socket.keepalive().unwrap(), is_probed, "{address:?}");
+                #[cfg(target_os = "linux")]
+                if is_probed {
+                    assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+                    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNHEARD_LIMIT));
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_on_this_machine_is_probed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hands_down = prepare_all(&listener);
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -312,12 +349,7 @@ mod tests {
         prepare(&near);
         for stream in [&near, &far] {
             let socket = SockRef::from(stream);
-            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-            #[cfg(target_os = "linux")]
-            assert_eq!(
-                (socket.tcp_keepalive_time().unwrap(), socket.tcp_user_timeout().unwrap()),
-                (KEEPALIVE, Some(Duration::from_mins(3)))
-            );
+            assert!(socket.tcp_nodelay().unwrap() && !socket.keepalive().unwrap());
         }
     }
 

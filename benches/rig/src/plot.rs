@@ -57,9 +57,9 @@ const PLOTS: [Plot; 3] = [
     },
 ];
 
-/// File name and picture, for each plot that there are figures for.
-pub fn of(results: &Results) -> Vec<(String, String)> {
-    PLOTS.iter().filter_map(|plot| Some((plot.file.to_owned(), plot.draw(results)?))).collect()
+/// File name, title and picture, for each plot that there are figures for.
+pub fn of(results: &Results) -> Vec<(&'static str, &'static str, String)> {
+    PLOTS.iter().filter_map(|plot| Some((plot.file, plot.title, plot.draw(results)?))).collect()
 }
 
 struct Curve {

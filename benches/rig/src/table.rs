@@ -191,9 +191,9 @@ pub fn report(folder: &Path, document: Option<&Path>) -> Result<()> {
             machine.versions.join(", ")
         );
         if let Some(path) = document {
-            for (file, svg) in crate::plot::of(&results) {
-                std::fs::write(path.with_file_name(&file), svg)?;
-                let _ = write!(text, "\n![{file}]({file})\n");
+            for (file, title, svg) in crate::plot::of(&results) {
+                std::fs::write(path.with_file_name(file), svg)?;
+                let _ = write!(text, "\n![{title}]({file})\n");
             }
             whole = between(&whole, name, &text)?;
         } else {
