@@ -86,3 +86,15 @@ async fn a_collector_gets_a_span_for_each_step_of_a_session_and_no_name_and_no_s
         assert!(!all.contains(secret), "`{secret}` in {all:?}");
     }
 }
+
+#[test]
+fn an_endpoint_with_a_password_is_refused_and_not_repeated() {
+    let text = "oauth: {client-id: 11111111-2222-3333-4444-555555555555}\n\
+                listeners:\n  - {name: imap, protocol: imap, listen: '127.0.0.1:1143'}\n\
+                log: {otlp-endpoint: 'http://collector:hunter2@127.0.0.1:4318'}\n";
+    let problems = mailkey::config::parse(text, "proxy.yaml", std::path::Path::new("."), &|_| None)
+        .unwrap_err()
+        .to_string();
+    assert!(problems.contains("4:22") && problems.contains("4318"), "{problems}");
+    assert!(!problems.contains("hunter2"), "{problems}");
+}

@@ -84,8 +84,10 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
     let looked = Looked::new(path, before, loaded.files.clone());
     let code = runtime.block_on(serve(loaded, identity, path, looked));
     drop(runtime);
-    // waits for a collector, which is not for a runtime to do
-    drop(traces);
+    if let Some(traces) = traces {
+        // waits for a collector, which is not for a runtime to do
+        traces.end();
+    }
     code
 }
 

@@ -1202,7 +1202,13 @@ fn log(reader: &Reader<'_>, node: Option<&Node>) -> Log {
     }
     log.otlp_endpoint = section.get("otlp-endpoint").and_then(|node| {
         let url = reader.parse(node, "the URL of an OpenTelemetry collector", |text| {
-            let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+            // what may stand in front of a host is a secret
+            let is_plain = |url: &Url| {
+                matches!(url.scheme(), "http" | "https")
+                    && url.username().is_empty()
+                    && url.password().is_none()
+            };
+            let url = Url::parse(text).ok().filter(is_plain);
             url.ok_or_else(|| "write it as `http://127.0.0.1:4318`".to_owned())
         })?;
         if !cfg!(feature = "otlp") {

@@ -14,8 +14,8 @@
 /// The target of all spans: the log's filter knows only `mailkey`, so that spans do not show in log lines.
 pub const SPANS: &str = "session_spans";
 
-/// Sends spans for as long as it lives; what waits yet is sent when it is dropped. Not to be dropped inside a runtime.
-#[must_use = "spans are sent for as long as this lives"]
+/// Sends spans until its [end](Self::end).
+#[must_use = "the last spans are sent by `end`"]
 #[derive(Debug)]
 pub struct Traces {
     #[cfg(feature = "otlp")]
@@ -75,8 +75,9 @@ mod sending {
         Ok((flush, Traces { provider }))
     }
 
-    impl Drop for Traces {
-        fn drop(&mut self) {
+    impl Traces {
+        /// Sends what waits yet. To be called outside a runtime.
+        pub fn end(self) {
             if let Err(error) = self.provider.shutdown_with_timeout(SEND_LIMIT) {
                 tracing::warn!(%error, "the last traces did not reach the collector");
             }
@@ -86,6 +87,12 @@ mod sending {
 
 #[cfg(feature = "otlp")]
 pub use sending::start;
+
+#[cfg(not(feature = "otlp"))]
+impl Traces {
+    /// Nothing waits.
+    pub fn end(self) {}
+}
 
 /// Fails: this program was built without traces.
 ///
