@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
     time::timeout,
 };
@@ -46,6 +46,17 @@ pub(super) async fn open(
     Ok(address)
 }
 
+/// Connections that may wait for [`attend`].
+const BACKLOG: u32 = 1024;
+
+/// Keeps the port from others while nobody listens at it: whoever connects is refused.
+fn hold(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 /// Opens and closes the listener as mischief will have it.
 async fn attend(
     office: Arc<Office>,
@@ -57,16 +68,22 @@ async fn attend(
 ) {
     let mut switches = office.mischief.watch();
     let mut listener = Some(listener);
+    let mut held = None;
     loop {
         if office.mischief.refuses(door.service) {
-            listener = None;
+            if listener.take().is_some() {
+                held = hold(address).ok();
+            }
             if switches.changed().await.is_err() {
                 return;
             }
             continue;
         }
         let Some(open) = &listener else {
-            listener = TcpListener::bind(address).await.ok();
+            listener = match held.take() {
+                Some(held) => held.listen(BACKLOG).ok(),
+                None => TcpListener::bind(address).await.ok(),
+            };
             if listener.is_none() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mailkey::simulator::{ALICE, BOB};
+use mailkey::simulator::{ALICE, BOB, Settings};
 use tokio::io::AsyncBufReadExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use crate::proxies::corporate::{LOGIN, Mailkey, OUTLOOK, Plan, SMTP, must, office, spawn, until};
+use crate::proxies::corporate::{LOGIN, Mailkey, OUTLOOK, Plan, SMTP, must, office, office_at, spawn, until};
 use crate::proxies::faults::{direct, is_temporary, no_descriptor_stays};
 use crate::proxies::namespaces::{Answer, name_server};
 use crate::stage::{PATIENCE, Stage, Wire};
@@ -278,10 +278,34 @@ async fn logins_go_on_while_redis_hangs_is_away_or_holds_rubbish() {
     assert_eq!(office.token_requests(), 2, "Alice's and Bob's");
 }
 
+/// An address of this machine that looks like another's (RFC 5737): who is on loopback is asked nothing.
+struct Alias(&'static str);
+
+impl Alias {
+    fn new(address: &'static str) -> Self {
+        must("ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+        Self(address)
+    }
+}
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        drop(Command::new("ip").args(["addr", "del", &format!("{}/32", self.0), "dev", "lo"]).status());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_of_a_session_are_asked_whether_they_are_still_there() {
-    let office = office().await;
-    let mailkey = direct(&office).await;
+    let alias = Alias::new("203.0.113.77");
+    let office = office_at(alias.0.parse().unwrap(), Settings::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, format!("{} {LOGIN} {OUTLOOK} {SMTP}\n", alias.0)).unwrap();
+    let script = format!("mount --bind {} /etc/hosts; exec \"$@\"", hosts.display());
+    let wrapper =
+        ["unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"].map(str::to_owned);
+    let plan = Plan { wrapper: wrapper.to_vec(), listen: Some(alias.0), ..Plan::default() };
+    let mailkey = Mailkey::start(&office, plan).await;
     let mut session = alice(mailkey.wire("imap").await).await;
     let of = format!("pid={},", mailkey.pid());
     for port in [mailkey.address("imap").port(), office.imap().port()] {

@@ -284,6 +284,8 @@ fn openssl_base64(text: &str) -> String {
 fn configuration(office: &Simulator, plan: &Plan) -> String {
     let host = |real: &'static str| plan.host.unwrap_or(real);
     let listen = plan.listen.unwrap_or("127.0.0.1");
+    // clear text elsewhere has to be wanted
+    let clear = if plan.listen.is_some() { ", allow-insecure: true" } else { "" };
     let (outlook, smtp) = (host(OUTLOOK), host(SMTP));
     let mut listeners = String::new();
     for (name, protocol, upstream, tls) in [
@@ -294,7 +296,7 @@ fn configuration(office: &Simulator, plan: &Plan) -> String {
         ("smtp-implicit", "smtp", format!("{smtp}:{}", office.smtp_implicit().port()), "implicit"),
     ] {
         let line = format!(
-            "  - {{name: {name}, protocol: {protocol}, listen: '{listen}:0', upstream: '{upstream}', upstream-tls: {tls}}}\n"
+            "  - {{name: {name}, protocol: {protocol}, listen: '{listen}:0'{clear}, upstream: '{upstream}', upstream-tls: {tls}}}\n"
         );
         listeners.push_str(&line);
     }
@@ -302,7 +304,7 @@ fn configuration(office: &Simulator, plan: &Plan) -> String {
     format!(
         "oauth: {{tenant-authority: 'https://{}:{}/', directory-id: organizations, client-id: {PUBLIC_CLIENT_ID}, \
          scope: 'https://outlook.office.com/.default'}}\n\
-         listeners:\n{listeners}  - {{name: ews, protocol: ews, listen: '{listen}:0', upstream: 'https://{outlook}:{ews}/'}}\n\
+         listeners:\n{listeners}  - {{name: ews, protocol: ews, listen: '{listen}:0'{clear}, upstream: 'https://{outlook}:{ews}/'}}\n\
          tls: {{extra-roots-file: office-ca.pem{}}}\nadmin: off\nlog: {{format: json, level: debug}}\n{}",
         host(LOGIN),
         office.authority().port(),
@@ -318,9 +320,14 @@ pub async fn office() -> Simulator {
 
 /// The same, with other settings.
 pub async fn office_with(settings: Settings) -> Simulator {
+    office_at(Ipv4Addr::LOCALHOST, settings).await
+}
+
+/// The same, at another address of this machine.
+pub async fn office_at(address: Ipv4Addr, settings: Settings) -> Simulator {
     // the second call finds the provider in place
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    Simulator::start(Settings { address: IpAddr::V4(Ipv4Addr::LOCALHOST), ..settings }).await.unwrap()
+    Simulator::start(Settings { address: IpAddr::V4(address), ..settings }).await.unwrap()
 }
 
 /// Writes an `/etc/hosts` in which Microsoft's names lead to the simulator.
