@@ -107,7 +107,9 @@ pub fn redirect(headers: &HeaderMap, origin: &Origin) -> Redirect {
     if bytes.iter().any(u8::is_ascii_control) {
         return Redirect::Elsewhere;
     }
-    if bytes.starts_with(b"/") && !matches!(bytes.get(1), Some(b'/' | b'\\')) {
+    // and take `/\` for `//`, behind which a host stands
+    let is_path = |text: &[u8]| text.starts_with(b"/") && !matches!(text.get(1), Some(b'/' | b'\\'));
+    if is_path(bytes) {
         return Redirect::Here(location.clone());
     }
     let Ok(target) = Uri::try_from(bytes) else { return Redirect::Elsewhere };
@@ -117,7 +119,7 @@ pub fn redirect(headers: &HeaderMap, origin: &Origin) -> Redirect {
         && target.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     let path = target.path_and_query().map_or("/", |path| path.as_str());
     match HeaderValue::from_str(path) {
-        Ok(path) if ours && !path.as_bytes().starts_with(b"//") => Redirect::Here(path),
+        Ok(path) if ours && is_path(path.as_bytes()) => Redirect::Here(path),
         Ok(_) | Err(_) => Redirect::Elsewhere,
     }
 }
@@ -317,6 +319,7 @@ mod tests {
             "https://outlook.office365.com:8443/EWS/x",
             "https://user@outlook.office365.com/EWS/x",
             "https://outlook.office365.com//evil.example/",
+            "https://outlook.office365.com/\\evil.example/",
             "//evil.example/EWS/x",
             "/\\evil.example/",
             "/\t/evil.example/",
