@@ -41,6 +41,8 @@ pub(super) struct Reader<'a> {
     pub(super) base: &'a Path,
     findings: RefCell<Vec<(Place, Problem)>>,
     files: RefCell<Vec<PathBuf>>,
+    /// What was put in from the environment.
+    variables: RefCell<Vec<(String, Zeroizing<String>)>>,
 }
 
 /// A map whose keys have been checked.
@@ -63,17 +65,30 @@ impl<'n> Section<'n> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(env: &'a dyn Fn(&str) -> Option<String>, base: &'a Path) -> Self {
-        Self { env, base, findings: RefCell::default(), files: RefCell::default() }
+        Self {
+            env,
+            base,
+            findings: RefCell::default(),
+            files: RefCell::default(),
+            variables: RefCell::default(),
+        }
     }
 
-    /// Everything that was found, in the file's order, nothing twice.
     /// The files that the configuration has named so far.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         self.files.borrow().clone()
     }
 
+    /// Everything that was found, in the file's order, nothing twice. A variable's value may be a secret that is in the
+    /// wrong place: it is shown as it is written in the file.
     pub(super) fn into_findings(self) -> Vec<(Place, Problem)> {
         let mut findings = self.findings.into_inner();
+        for (name, value) in self.variables.into_inner() {
+            for (_, problem) in &mut findings {
+                problem.what = as_written(&problem.what, &name, &value);
+                problem.remedy = as_written(&problem.remedy, &name, &value);
+            }
+        }
         findings.sort_by_key(|(place, _)| (place.line, place.column));
         findings
     }
@@ -185,6 +200,7 @@ impl<'a> Reader<'a> {
             };
             if let Some(text) = (self.env)(name).map(Zeroizing::new) {
                 value.push_str(&text);
+                self.variables.borrow_mut().push((name.to_owned(), text));
             } else {
                 let name = repeated(name);
                 let what = format!("the environment variable `{name}` is not set");
@@ -444,6 +460,28 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Words with `${NAME}` in place of its value, also where that was cut short.
+fn as_written(words: &str, name: &str, value: &str) -> String {
+    /// Found by as many of its first characters; one with fewer than the second number is found everywhere.
+    const TELLTALE: usize = 12;
+    const SHORTEST: usize = 4;
+    let start: Zeroizing<String> = Zeroizing::new(value.chars().take(TELLTALE).collect());
+    if start.chars().count() < SHORTEST {
+        return words.to_owned();
+    }
+    let (mut shown, mut rest) = (String::new(), words);
+    while let Some((before, found)) = rest.find(start.as_str()).map(|at| rest.split_at(at)) {
+        let same = found.chars().zip(value.chars()).take_while(|(one, other)| one == other);
+        let length = same.map(|(one, _)| one.len_utf8()).sum();
+        shown.push_str(before);
+        shown.push_str("${");
+        shown.push_str(name);
+        shown.push('}');
+        rest = found.get(length..).unwrap_or_default();
+    }
+    shown + rest
+}
+
 /// Words that may be shown, whatever was repeated in them.
 fn fit(words: &str) -> String {
     words.chars().take(MAX_WORDS).map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -674,6 +712,22 @@ mod tests {
         }
         assert!(reader.interpolated(Place::default(), "${MISSING}").is_none());
         assert_eq!(reader.into_findings().len(), 1);
+    }
+
+    #[test]
+    fn a_variable_in_the_wrong_place_is_shown_as_it_is_written() {
+        let env = |name: &str| (name == "SECRET").then(|| "hunter2-and-much-more".to_owned());
+        let reader = Reader::new(&env, Path::new("."));
+        let value = reader.interpolated(Place::default(), "x${SECRET}y").unwrap();
+        reader.problem(
+            Place::default(),
+            format!("`{}` is no directory", *value),
+            format!("not `{}…`", value.get(..16).unwrap()),
+        );
+        let findings = reader.into_findings();
+        assert_eq!(findings[0].1.what, "`x${SECRET}y` is no directory");
+        assert_eq!(findings[0].1.remedy, "not `x${SECRET}…`");
+        assert_eq!(as_written("port 993 of 993", "PORT", "993"), "port 993 of 993");
     }
 
     #[test]
