@@ -2,6 +2,7 @@
 //! after a mistake, so that an administrator sees all of them at once.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub(super) struct Reader<'a> {
     findings: RefCell<Vec<(Place, Problem)>>,
     files: RefCell<Vec<PathBuf>>,
     /// What was put in from the environment.
-    variables: RefCell<Vec<(String, Zeroizing<String>)>>,
+    variables: RefCell<BTreeMap<String, Zeroizing<String>>>,
 }
 
 /// A map whose keys have been checked.
@@ -83,11 +84,12 @@ impl<'a> Reader<'a> {
     /// wrong place: it is shown as it is written in the file.
     pub(super) fn into_findings(self) -> Vec<(Place, Problem)> {
         let mut findings = self.findings.into_inner();
-        for (name, value) in self.variables.into_inner() {
-            for (_, problem) in &mut findings {
-                problem.what = as_written(&problem.what, &name, &value);
-                problem.remedy = as_written(&problem.remedy, &name, &value);
+        let variables = self.variables.into_inner();
+        for words in findings.iter_mut().flat_map(|(_, problem)| [&mut problem.what, &mut problem.remedy]) {
+            for (name, value) in &variables {
+                *words = as_written(words, name, value);
             }
+            *words = fit(words);
         }
         findings.sort_by_key(|(place, _)| (place.line, place.column));
         findings
@@ -105,7 +107,6 @@ impl<'a> Reader<'a> {
 
     /// The same application is resolved for several listeners: nothing is said twice.
     fn note(&self, severity: Severity, at: Place, what: String, remedy: String) {
-        let [what, remedy] = [what, remedy].map(|words| fit(&words));
         let problem = Problem { line: at.line, column: at.column, what, remedy, severity, excerpt: None };
         let mut findings = self.findings.borrow_mut();
         if !findings.iter().any(|(_, known)| *known == problem) {
@@ -200,7 +201,7 @@ impl<'a> Reader<'a> {
             };
             if let Some(text) = (self.env)(name).map(Zeroizing::new) {
                 value.push_str(&text);
-                self.variables.borrow_mut().push((name.to_owned(), text));
+                self.variables.borrow_mut().insert(name.to_owned(), text);
             } else {
                 let name = repeated(name);
                 let what = format!("the environment variable `{name}` is not set");

@@ -176,15 +176,16 @@ pub fn prepare_all(listener: &TcpListener) -> bool {
 
 /// `address`: one of the two ends. Where that is this machine, so is the other, and its kernel tells of every end.
 fn set_up(socket: &SockRef<'_>, address: Option<SocketAddr>) {
-    let mut set = vec![socket.set_tcp_nodelay(true)];
-    if !address.is_some_and(|address| address.ip().to_canonical().is_loopback()) {
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_AGAIN);
-        set.push(socket.set_tcp_keepalive(&keepalive));
+    let is_probed = !address.is_some_and(|address| address.ip().to_canonical().is_loopback());
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_AGAIN);
+    let set = [
+        Some(socket.set_tcp_nodelay(true)),
+        is_probed.then(|| socket.set_tcp_keepalive(&keepalive)),
         #[cfg(target_os = "linux")]
-        set.push(socket.set_tcp_user_timeout(Some(UNHEARD_LIMIT)));
-    }
+        is_probed.then(|| socket.set_tcp_user_timeout(Some(UNHEARD_LIMIT))),
+    ];
     // Each of these makes a session better; none of them is worth losing it.
-    if let Some(error) = set.into_iter().find_map(Result::err) {
+    if let Some(error) = set.into_iter().flatten().find_map(Result::err) {
         tracing::debug!(%error, "a socket option was not taken");
     }
 }

@@ -177,6 +177,12 @@ async fn a_clock_that_jumps_costs_no_session_and_no_token_request() {
     session.ask("c LOGOUT", "c OK").await;
 }
 
+/// What runs a program in a mount namespace of its own, once this script has mounted there.
+fn with_mounts(script: &str) -> Vec<String> {
+    let script = format!("{script}; exec \"$@\"");
+    ["unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"].map(str::to_owned).to_vec()
+}
+
 /// A loopback address at which nobody else serves names: of this process alone.
 fn names() -> String {
     let id = std::process::id();
@@ -195,10 +201,9 @@ async fn a_name_server_that_says_nothing_is_waited_for_in_bounds_and_asked_again
     let switch = file("nsswitch.conf", "hosts: files dns\n");
     let script = format!(
         "mount --bind {resolv} /etc/resolv.conf; mount --bind {hosts} /etc/hosts; \
-         if [ -e /etc/nsswitch.conf ]; then mount --bind {switch} /etc/nsswitch.conf; fi; exec \"$@\""
+         if [ -e /etc/nsswitch.conf ]; then mount --bind {switch} /etc/nsswitch.conf; fi"
     );
-    let wrapper =
-        ["unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"].map(str::to_owned);
+    let wrapper = with_mounts(&script);
     let answers = Arc::new(AtomicBool::new(false));
     let does = Arc::clone(&answers);
     let asked = name_server(&names(), move |name| match name {
@@ -208,8 +213,7 @@ async fn a_name_server_that_says_nothing_is_waited_for_in_bounds_and_asked_again
     });
     let office = office().await;
     let sections = "limits: {connect-timeout: 1s, login-timeout: 20s, warm-connections: 0}\n".to_owned();
-    let mailkey =
-        Mailkey::start(&office, Plan { sections, wrapper: wrapper.to_vec(), ..Plan::default() }).await;
+    let mailkey = Mailkey::start(&office, Plan { sections, wrapper, ..Plan::default() }).await;
     let before = mailkey.descriptors();
     for listener in ["imap", "pop3", "smtp", "ews"] {
         let told = mailkey.sign_in(listener).await;
@@ -301,10 +305,8 @@ async fn both_ends_of_a_session_are_asked_whether_they_are_still_there() {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, format!("{} {LOGIN} {OUTLOOK} {SMTP}\n", alias.0)).unwrap();
-    let script = format!("mount --bind {} /etc/hosts; exec \"$@\"", hosts.display());
-    let wrapper =
-        ["unshare", "-m", "--propagation", "private", "sh", "-ec", &script, "sh"].map(str::to_owned);
-    let plan = Plan { wrapper: wrapper.to_vec(), listen: Some(alias.0), ..Plan::default() };
+    let script = format!("mount --bind {} /etc/hosts", hosts.display());
+    let plan = Plan { wrapper: with_mounts(&script), listen: Some(alias.0), ..Plan::default() };
     let mailkey = Mailkey::start(&office, plan).await;
     let mut session = alice(mailkey.wire("imap").await).await;
     let of = format!("pid={},", mailkey.pid());

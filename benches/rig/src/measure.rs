@@ -192,6 +192,13 @@ impl Run<'_> {
         }
     }
 
+    /// A peer that cannot keep up is remarked upon, by the first line; what is our own has to.
+    fn forgive(&mut self, thing: Thing, error: &str) -> Result<()> {
+        ensure!(!thing.is_mailkey() && thing != Thing::Pipe, "{error}");
+        self.remark(error.lines().next().unwrap_or_default().to_owned());
+        Ok(())
+    }
+
     /// All of them that speak it, up.
     fn start_all(&self, protocol: Protocol) -> Result<Vec<Running>> {
         let things = self.things().into_iter().filter(|thing| thing.speaks(protocol));
@@ -212,10 +219,7 @@ impl Run<'_> {
             }
             for subject in subjects.iter() {
                 if let Err(error) = turn(self, subject) {
-                    ensure!(!subject.thing.is_mailkey() && subject.thing != Thing::Pipe, "{error:#}");
-                    let first = format!("{error:#}");
-                    let first = first.lines().next().unwrap_or_default().to_owned();
-                    self.remark(first);
+                    self.forgive(subject.thing, &format!("{error:#}"))?;
                 }
             }
         }

@@ -33,10 +33,7 @@ fn levels(run: &mut Run<'_>, levels: &[u64], name: &str) -> Result<()> {
                 _ => levels.iter().map(|level| run.amount(*level)).collect(),
             };
             if let Err(error) = rise(run, thing, &levels, name) {
-                ensure!(!thing.is_mailkey() && thing != Thing::Pipe, "{error:#}");
-                run.remark(
-                    format!("{}: {error:#}", thing.name()).lines().next().unwrap_or_default().to_owned(),
-                );
+                run.forgive(thing, &format!("{}: {error:#}", thing.name()))?;
             }
         }
     }
