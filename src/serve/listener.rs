@@ -117,7 +117,7 @@ impl Door {
                     }
                     self.metrics.connections.get_or_create(&label).inc();
                     if !prepared {
-                        dial::prepare(&io);
+                        dial::prepare(&io, peer);
                     }
                     if contains(&room.listener.proxy_protocol_from, peer) {
                         let door = self.clone();

@@ -1,5 +1,5 @@
-//! TCP connections: names resolved and remembered, addresses raced (happy eyeballs, RFC 8305), sockets set
-//! up for long quiet sessions.
+//! TCP connections: names resolved and remembered, addresses raced (happy eyeballs, RFC 8305), the one that answered
+//! first tried first the next time, sockets set up for long quiet sessions.
 
 use std::collections::VecDeque;
 use std::io;
@@ -93,16 +93,20 @@ impl Dialler {
     /// The name does not resolve and never did; no address takes the connection.
     pub async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, UpstreamError> {
         let addresses = self.resolve(host).await?;
+        let first = addresses.first().copied();
         let queue = addresses.into_iter().take(ADDRESSES).map(|ip| SocketAddr::new(ip, port)).collect();
-        let stream = race(queue, self.attempt_limit)
+        let (address, stream) = race(queue, self.attempt_limit)
             .await
             .map_err(|why| UpstreamError::Dial { target: format!("{host}:{port}"), why })?;
-        prepare(&stream);
+        prepare(&stream, address);
+        if first != Some(address.ip()) {
+            self.name(host).answered(address.ip());
+        }
         Ok(stream)
     }
 
-    /// The addresses of a name, families interleaved, IPv6 first (RFC 8305 §4). An old answer is kept when
-    /// DNS fails, or is slow (RFC 8767).
+    /// The addresses of a name: the one that answered last, then families interleaved, IPv6 first unless it was IPv4
+    /// that answered (RFC 8305 §4). An old answer is kept when DNS fails, or is slow (RFC 8767).
     ///
     /// # Errors
     /// The name does not resolve and never did.
@@ -150,9 +154,24 @@ impl Dialler {
 }
 
 impl Name {
-    fn remember(&self, addresses: Vec<IpAddr>, life: Duration) -> Vec<IpAddr> {
-        *self.lock() = Some(Known { addresses: addresses.clone(), fresh_until: clock::now() + life });
+    fn remember(&self, found: Vec<IpAddr>, life: Duration) -> Vec<IpAddr> {
+        let mut known = self.lock();
+        let before = known.as_ref().map_or(&[][..], |known| &known.addresses);
+        // a network whose IPv6 leads nowhere costs one login a moment, not one login a minute
+        let four_first = before.first().is_some_and(IpAddr::is_ipv4) && before.iter().any(IpAddr::is_ipv6);
+        let addresses = interleave(found, four_first);
+        *known = Some(Known { addresses: addresses.clone(), fresh_until: clock::now() + life });
         addresses
+    }
+
+    /// This address took a connection before those in front of it did: it is tried first from now on.
+    fn answered(&self, address: IpAddr) {
+        if let Some(known) = self.lock().as_mut()
+            && let Some(place) = known.addresses.iter().position(|&one| one == address)
+            && let Some(front) = known.addresses.get_mut(..=place)
+        {
+            front.rotate_right(1);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Known>> {
@@ -160,9 +179,9 @@ impl Name {
     }
 }
 
-/// Makes a socket fit for sessions that say nothing for half an hour.
-pub fn prepare(stream: &TcpStream) {
-    set_up(&SockRef::from(stream), stream.peer_addr().ok());
+/// Makes a socket to `peer` fit for sessions that say nothing for half an hour.
+pub fn prepare(stream: &TcpStream, peer: SocketAddr) {
+    set_up(&SockRef::from(stream), Some(peer));
 }
 
 /// Has every socket that this one accepts be fit for them. `false`: the system does not hand the options down, so
@@ -194,7 +213,7 @@ fn set_up(socket: &SockRef<'_>, address: Option<SocketAddr>) {
 async fn ask(host: &str, limit: Duration) -> Result<Vec<IpAddr>, String> {
     match timeout(limit, tokio::net::lookup_host((host, 0))).await {
         Ok(Ok(found)) => {
-            let addresses = interleave(found.map(|address| address.ip()));
+            let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
             if addresses.is_empty() { Err("the answer is empty".to_owned()) } else { Ok(addresses) }
         }
         Ok(Err(error)) => Err(error.to_string()),
@@ -202,28 +221,29 @@ async fn ask(host: &str, limit: Duration) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-fn interleave(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let (mut six, mut four): (VecDeque<IpAddr>, VecDeque<IpAddr>) = (VecDeque::new(), VecDeque::new());
+fn interleave(addresses: Vec<IpAddr>, four_first: bool) -> Vec<IpAddr> {
+    let (mut first, mut second): (VecDeque<IpAddr>, VecDeque<IpAddr>) = (VecDeque::new(), VecDeque::new());
     for address in addresses {
-        let family = if address.is_ipv6() { &mut six } else { &mut four };
+        let family = if address.is_ipv4() == four_first { &mut first } else { &mut second };
         if !family.contains(&address) {
             family.push_back(address);
         }
     }
-    let mut mixed = Vec::with_capacity(six.len() + four.len());
-    while !(six.is_empty() && four.is_empty()) {
-        mixed.extend(six.pop_front());
-        mixed.extend(four.pop_front());
+    let mut mixed = Vec::with_capacity(first.len() + second.len());
+    while !(first.is_empty() && second.is_empty()) {
+        mixed.extend(first.pop_front());
+        mixed.extend(second.pop_front());
     }
     mixed
 }
 
 /// Starts an attempt at each address in turn, the next one when the last fails or is slow; the first to
 /// connect wins, the others are dropped. The error says what became of each.
-async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<TcpStream, String> {
+async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<(SocketAddr, TcpStream), String> {
     // nothing to race: no task of its own, and no timer for the next one
     if let (1, Some(&only)) = (queue.len(), queue.front()) {
-        return attempt(only, limit).await.map_err(|error| format!("{only}: {error}"));
+        let stream = attempt(only, limit).await.map_err(|error| format!("{only}: {error}"))?;
+        return Ok((only, stream));
     }
     let mut attempts = JoinSet::new();
     let mut failures: Vec<String> = Vec::new();
@@ -235,7 +255,7 @@ async fn race(mut queue: VecDeque<SocketAddr>, limit: Duration) -> Result<TcpStr
         tokio::select! {
             ended = attempts.join_next() => match ended {
                 None => break,
-                Some(Ok((_, Ok(stream)))) => return Ok(stream),
+                Some(Ok((address, Ok(stream)))) => return Ok((address, stream)),
                 Some(Ok((address, Err(error)))) => failures.push(format!("{address}: {error}")),
                 Some(Err(error)) => failures.push(error.to_string()),
             },
@@ -262,10 +282,44 @@ mod tests {
 
     #[test]
     fn families_take_turns_and_nothing_stands_twice() {
-        let given = ["10.0.0.1", "10.0.0.2", "::1", "10.0.0.1", "::2", "::3"].map(|a| a.parse().unwrap());
-        let wanted: Vec<IpAddr> =
-            ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"].map(|a| a.parse().unwrap()).to_vec();
-        assert_eq!(interleave(given.into_iter()), wanted);
+        let given = addresses(["10.0.0.1", "10.0.0.2", "::1", "10.0.0.1", "::2", "::3"]);
+        let six_first = addresses(["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]);
+        assert_eq!(interleave(given.clone(), false), six_first);
+        let four_first = addresses(["10.0.0.1", "::1", "10.0.0.2", "::2", "::3"]);
+        assert_eq!(interleave(given, true), four_first);
+    }
+
+    fn addresses<const N: usize>(written: [&str; N]) -> Vec<IpAddr> {
+        written.map(|address| address.parse().unwrap()).to_vec()
+    }
+
+    #[tokio::test]
+    async fn the_address_that_answered_is_tried_first_the_next_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dialler = Dialler::default();
+        let name = dialler.name("half-dead.example");
+        // nobody listens at the first two
+        name.remember(addresses(["127.0.0.2", "::1", "127.0.0.1"]), NAME_LIFE);
+        assert_eq!(
+            dialler.resolve("half-dead.example").await.unwrap(),
+            addresses(["::1", "127.0.0.2", "127.0.0.1"])
+        );
+        let stream = dialler.dial("half-dead.example", port).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap().ip(), addresses(["127.0.0.1"])[0]);
+        let learnt = addresses(["127.0.0.1", "::1", "127.0.0.2"]);
+        assert_eq!(dialler.resolve("half-dead.example").await.unwrap(), learnt);
+        // the next answer of DNS has others, and IPv6 still leads nowhere
+        let next = name.remember(addresses(["::2", "127.0.0.3"]), NAME_LIFE);
+        assert_eq!(next, addresses(["127.0.0.3", "::2"]));
+    }
+
+    #[test]
+    fn a_name_that_had_one_family_only_gets_ipv6_first_once_it_has_both() {
+        let name = Name::default();
+        name.remember(addresses(["127.0.0.1"]), NAME_LIFE);
+        let both = name.remember(addresses(["127.0.0.1", "::1"]), NAME_LIFE);
+        assert_eq!(both, addresses(["::1", "127.0.0.1"]));
     }
 
     #[tokio::test]
@@ -273,8 +327,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let live = listener.local_addr().unwrap();
         let dead = { std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
-        let stream = race(VecDeque::from([dead, live]), ATTEMPT_LIMIT).await.unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), live);
+        let (address, stream) = race(VecDeque::from([dead, live]), ATTEMPT_LIMIT).await.unwrap();
+        assert_eq!((address, stream.peer_addr().unwrap()), (live, live));
     }
 
     #[tokio::test]
@@ -345,9 +399,9 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
         if !hands_down {
-            prepare(&far);
+            prepare(&far, far.peer_addr().unwrap());
         }
-        prepare(&near);
+        prepare(&near, near.peer_addr().unwrap());
         for stream in [&near, &far] {
             let socket = SockRef::from(stream);
             assert!(socket.tcp_nodelay().unwrap() && !socket.keepalive().unwrap());
