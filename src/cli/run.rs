@@ -29,6 +29,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 #[cfg(unix)]
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
+/// See [`pulse`].
+const PULSE: Duration = Duration::from_secs(1);
+
 /// How often an address in use is tried again with `run.bind-retry`.
 const BIND_AGAIN: Duration = Duration::from_millis(500);
 
@@ -119,6 +122,7 @@ async fn serve(loaded: Loaded, identity: Option<Identity>, path: &Path, mut look
     tell_addresses(&app);
     service::ready();
     let alive = tokio::spawn(service::watchdog());
+    let pulse = tokio::spawn(pulse());
     loop {
         let order = tokio::select! {
             order = orders.recv() => order.unwrap_or(Order::Stop),
@@ -142,8 +146,18 @@ async fn serve(loaded: Loaded, identity: Option<Identity>, path: &Path, mut look
     tracing::info!("stopping: no new sessions, those that are open come to their end");
     app.stop(stop_ordered(&mut orders)).await;
     alive.abort();
+    pulse.abort();
     tracing::info!("stopped");
     ExitCode::SUCCESS
+}
+
+/// A timer that is always the next to fire. Each time limit that would be the next one has tokio wake the thread that
+/// waits for sockets, only for it to wait a little less long; a login has several, and none is as short as this.
+async fn pulse() {
+    let mut beat = tokio::time::interval(PULSE);
+    loop {
+        beat.tick().await;
+    }
 }
 
 fn tell_addresses(app: &App) {

@@ -24,8 +24,8 @@ use tracing_subscriber::{Layer, Registry};
 /// Lines that may wait to be written; a few hundred octets each.
 const QUEUE: usize = 4096;
 
-/// Lines that come within this time are written together.
-const GATHERING: Duration = Duration::from_millis(2);
+/// Lines that come within this time are written together: under load, waking the thread costs more than a line does.
+const GATHERING: Duration = Duration::from_millis(20);
 
 /// Room for lines that is kept, in octets: a burst gives back what it took.
 const MOST_KEPT: usize = 64 * 1024;
