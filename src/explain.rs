@@ -215,5 +215,7 @@ fn seconds(duration: Duration) -> String {
 /// assert_eq!(mailkey::explain::one_line("no\r\nway \u{1b}[31m", 80), "no??way ?[31m");
 /// ```
 pub fn one_line(text: &str, max: usize) -> String {
-    text.chars().take(max).map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
+    let mut line = String::with_capacity(text.len().min(max));
+    line.extend(text.chars().take(max).map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }));
+    line
 }

@@ -236,7 +236,7 @@ proptest! {
             for step in steps {
                 if let Step::Write(written) = step {
                     let written = String::from_utf8_lossy(&written).into_owned();
-                    prop_assert!(!written.contains(message.as_str()) && !written.contains(TOKEN), "{written}");
+                    prop_assert!(!written.contains(&**message) && !written.contains(TOKEN), "{written}");
                 }
             }
         }
@@ -275,7 +275,7 @@ fn the_token_is_written_once_the_connection_is_encrypted() {
     let talks = [&b"+OK\r\n+\r\n"[..], b"220 a\r\n250-a\r\n250 AUTH XOAUTH2\r\n"];
     for (back, talk) in backs(&Errand::SignIn(sign_in.clone()), false).into_iter().zip(talks) {
         let (steps, _) = back_steps(back, true, &[talk]);
-        let written = |step: &BackStep| matches!(step, Step::Write(bytes) if String::from_utf8_lossy(bytes).contains(message.as_str()));
+        let written = |step: &BackStep| matches!(step, Step::Write(bytes) if String::from_utf8_lossy(bytes).contains(&**message));
         assert!(steps.iter().any(written), "{steps:?}");
     }
     let wait = Errand::Wait { client_name: sign_in.client_name.clone() };
@@ -287,7 +287,7 @@ fn the_token_is_written_once_the_connection_is_encrypted() {
         assert!(back.waits());
         back.sign_in(sign_in.clone());
         let (steps, _) = back_steps(back, false, &[b"+\r\n"]);
-        let written = |step: &BackStep| matches!(step, Step::Write(bytes) if String::from_utf8_lossy(bytes).contains(message.as_str()));
+        let written = |step: &BackStep| matches!(step, Step::Write(bytes) if String::from_utf8_lossy(bytes).contains(&**message));
         assert!(steps.iter().any(written), "{steps:?}");
     }
 }

@@ -43,7 +43,7 @@ impl Inbox {
         if kept + bytes.len() > self.bytes.capacity() {
             let mut roomier = Vec::with_capacity((kept + bytes.len()).next_power_of_two());
             roomier.extend_from_slice(self.peek());
-            self.bytes.zeroize();
+            self.wipe();
             self.bytes = roomier;
         } else if self.start > 0 {
             self.bytes.copy_within(self.start.., 0);
@@ -97,9 +97,15 @@ impl Inbox {
 
     /// Forgets everything: what stood before a TLS handshake is never parsed after it.
     pub fn clear(&mut self) {
-        self.bytes.zeroize();
+        self.wipe();
+        self.bytes.clear();
         self.start = 0;
         self.searched = 0;
+    }
+
+    /// In one go; as a vector it would be wiped octet by octet.
+    fn wipe(&mut self) {
+        self.bytes.as_mut_slice().zeroize();
     }
 
     /// Gives up what has not been taken yet.
@@ -126,7 +132,7 @@ impl fmt::Debug for Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        self.bytes.zeroize();
+        self.wipe();
     }
 }
 

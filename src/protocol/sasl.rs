@@ -1,10 +1,12 @@
 //! The SASL messages that all three dialogues share (RFC 4422): PLAIN and LOGIN from the mail client,
 //! XOAUTH2 and OAUTHBEARER towards upstream.
 
+use std::cell::OnceCell;
+
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::machine::{BackError, Errand, SaslMechanism, SignIn, Welcome};
 use crate::explain::one_line;
@@ -108,18 +110,21 @@ impl Exchange {
 /// The client's first message of XOAUTH2 or OAUTHBEARER (RFC 7628 §3.1), in base64, never folded.
 ///
 /// The proof shows that the socket it goes to is encrypted.
-pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<String> {
+pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<Box<str>> {
     let token = sign_in.token.for_wire(proof);
     let mailbox = &sign_in.mailbox;
-    let message = Zeroizing::new(match sign_in.mechanism {
-        SaslMechanism::Xoauth2 => format!("user={mailbox}\u{1}auth=Bearer {token}\u{1}\u{1}"),
+    let mut message = match sign_in.mechanism {
+        SaslMechanism::Xoauth2 => ["user=", mailbox, "\u{1}auth=Bearer ", token, "\u{1}\u{1}"].concat(),
         SaslMechanism::OauthBearer => {
             let (host, port) = (&sign_in.host, sign_in.port);
             let user = mailbox.replace('=', "=3D").replace(',', "=2C");
             format!("n,a={user},\u{1}host={host}\u{1}port={port}\u{1}auth=Bearer {token}\u{1}\u{1}")
         }
-    });
-    Zeroizing::new(encode(message.as_bytes()))
+    };
+    let encoded = encode(message.as_bytes());
+    // in one go, both of them: strings are wiped octet by octet
+    message.as_mut_str().zeroize();
+    Zeroizing::new(encoded.into_boxed_str())
 }
 
 /// What ends an error challenge: nothing for XOAUTH2, a single `^A` for OAUTHBEARER (RFC 7628 §3.2.3).
@@ -147,11 +152,12 @@ pub fn challenge(encoded: &[u8]) -> String {
 /// What a back brings home, fit for a log: some servers repeat what they did not like, and that was the token.
 pub fn without_token(outcome: Result<Welcome, BackError>, errand: &Errand) -> Result<Welcome, BackError> {
     let Errand::SignIn(SignIn { token, .. }) = errand else { return outcome };
-    let fit = |text: String| if repeats(&text, token) { REDACTED.to_owned() } else { text };
+    let telltales = Telltales::of(token);
+    let fit = |text: String| if telltales.are_in(&text) { REDACTED.to_owned() } else { text };
     match outcome {
         Ok(Welcome { offer, reply }) => {
             let offer = offer.map(|mut offer| {
-                offer.0.retain(|entry| !repeats(entry, token));
+                offer.0.retain(|entry| !telltales.are_in(entry));
                 offer
             });
             Ok(Welcome { offer, reply: fit(reply) })
@@ -168,19 +174,41 @@ pub fn without_token(outcome: Result<Welcome, BackError>, errand: &Errand) -> Re
     }
 }
 
-/// Whether the beginning of the token is in the text, in base64 or not; the text may be cut off behind it.
-fn repeats(text: &str, token: &AccessToken) -> bool {
-    const TELLTALE: usize = 24;
-    let token = token.for_safekeeping().as_bytes();
-    let start = token.get(..TELLTALE).unwrap_or(token);
-    let finds = |wanted: &[u8]| !wanted.is_empty() && memchr::memmem::find(text.as_bytes(), wanted).is_some();
-    finds(start)
-        || [&b""[..], b"1", b"12"].into_iter().any(|before| {
-            let encoded = Zeroizing::new(encode(&[before, start].concat()));
+/// By what a token is known in a text that may be cut off behind it: its beginning.
+struct Telltales<'a> {
+    plain: &'a [u8],
+    /// In base64, as which it reads in three ways by where it begins: made for the first text that is long enough.
+    encoded: OnceCell<[Zeroizing<Vec<u8>>; 3]>,
+}
+
+impl<'a> Telltales<'a> {
+    /// In octets.
+    const LENGTH: usize = 24;
+
+    fn of(token: &'a AccessToken) -> Self {
+        let token = token.for_safekeeping().as_bytes();
+        Self { plain: token.get(..Self::LENGTH).unwrap_or(token), encoded: OnceCell::new() }
+    }
+
+    fn are_in(&self, text: &str) -> bool {
+        let text = text.as_bytes();
+        // most of what upstream says is shorter
+        if self.plain.is_empty() || text.len() < self.plain.len() {
+            return false;
+        }
+        let finds = |wanted: &[u8]| !wanted.is_empty() && memchr::memmem::find(text, wanted).is_some();
+        finds(self.plain)
+            || self.encoded.get_or_init(|| self.in_base64()).iter().any(|encoded| finds(encoded))
+    }
+
+    fn in_base64(&self) -> [Zeroizing<Vec<u8>>; 3] {
+        [&b""[..], b"1", b"12"].map(|before| {
+            let encoded = Zeroizing::new(encode(&[before, self.plain].concat()));
             // the characters at both ends hang on what stands beside the token, too
-            let (from, to) = ((before.len() * 4).div_ceil(3), (before.len() + start.len()) * 4 / 3);
-            encoded.as_bytes().get(from..to).is_some_and(finds)
+            let (from, to) = ((before.len() * 4).div_ceil(3), (before.len() + self.plain.len()) * 4 / 3);
+            Zeroizing::new(encoded.as_bytes().get(from..to).unwrap_or_default().to_vec())
         })
+    }
 }
 
 #[cfg(test)]
@@ -203,7 +231,7 @@ mod tests {
     #[test]
     fn xoauth2_is_what_microsofts_page_shows() {
         assert_eq!(
-            *bearer(&sign_in(SaslMechanism::Xoauth2), &Encrypted::pretend()),
+            &**bearer(&sign_in(SaslMechanism::Xoauth2), &Encrypted::pretend()),
             "dXNlcj10ZXN0QGNvbnRvc28ub25taWNyb3NvZnQuY29tAWF1dGg9QmVhcmVyIEV3QkFBbDNCQUFVRkZwVUFvN0oz\
              VmUwYmpMQldaV0NjbFJDM0VvQUEBAQ=="
         );

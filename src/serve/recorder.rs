@@ -10,22 +10,27 @@ mod censor;
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use self::censor::{BackCensor, FrontCensor};
 use crate::config::model::Protocol;
 use crate::explain::Refusal;
 use crate::protocol::machine::{BackError, FrontSettings, HangUp, Login, SaslMechanism, SignIn};
+use crate::secret::{AccessToken, Secret};
 
 /// Failed sessions that are kept.
 const MAX_RECORDINGS: usize = 50;
 
 /// Octets of one dialogue that are written along; what comes after is not.
 const MAX_TAPE: usize = 8 << 10;
+
+/// Octets for which there is always room: a few lines.
+const TAPE_ROOM: usize = 512;
 
 /// What stands where a secret stood.
 pub const REDACTED: &str = "[redacted]";
@@ -65,61 +70,66 @@ impl Recordings {
 }
 
 /// One thing that happened in a dialogue.
+#[derive(Clone, Copy)]
 enum Event {
     /// The peer sent this.
-    In(Zeroizing<Vec<u8>>),
+    In,
     /// We wrote this.
-    Out(Zeroizing<Vec<u8>>),
+    Out,
     /// A whole line of the transcript.
-    Line(String),
+    Line,
 }
 
 /// A dialogue as it is written along.
 #[derive(Default)]
 pub struct Tape {
-    events: Vec<Event>,
-    size: usize,
+    /// What happened, and where its octets end.
+    events: Vec<(Event, usize)>,
+    octets: Vec<u8>,
     is_cut: bool,
 }
 
 impl Tape {
     /// The peer sent this.
     pub fn heard(&mut self, bytes: &[u8]) {
-        if self.has_room(bytes.len()) {
-            self.events.push(Event::In(Zeroizing::new(bytes.to_vec())));
-        }
+        self.put(Event::In, bytes);
     }
 
     /// We wrote this.
     pub fn said(&mut self, bytes: &[u8]) {
-        if self.has_room(bytes.len()) {
-            self.events.push(Event::Out(Zeroizing::new(bytes.to_vec())));
-        }
+        self.put(Event::Out, bytes);
     }
 
     /// The dialogue reported (`= starttls`) or was told (`> secured`) something without a secret.
-    pub fn note(&mut self, line: impl Into<String>) {
-        let line = line.into();
-        if self.has_room(line.len()) {
-            self.events.push(Event::Line(line));
+    pub fn note(&mut self, line: &str) {
+        self.put(Event::Line, line.as_bytes());
+    }
+
+    fn put(&mut self, event: Event, octets: &[u8]) {
+        // an event costs more than its octets
+        let size = self.octets.len() + octets.len() + (self.events.len() + 1) * size_of::<(Event, usize)>();
+        self.is_cut |= size > MAX_TAPE;
+        if !self.is_cut {
+            if self.octets.capacity() - self.octets.len() < octets.len() {
+                // not doubled: a token is most of it, and what is outgrown has to be wiped
+                self.octets.reserve_exact(octets.len() + TAPE_ROOM);
+            }
+            self.octets.extend_from_slice(octets);
+            self.events.push((event, self.octets.len()));
         }
     }
 
-    fn has_room(&mut self, more: usize) -> bool {
-        // an event costs more than its octets
-        self.size += more + 16;
-        self.is_cut |= self.size > MAX_TAPE;
-        !self.is_cut
-    }
-
     fn write(&self, text: &mut String, mut heard: impl FnMut(&mut String, Direction<'_>)) {
-        for event in &self.events {
+        let mut start = 0;
+        for &(event, end) in &self.events {
+            let octets = self.octets.get(start..end).unwrap_or_default();
+            start = end;
             match event {
-                Event::In(bytes) => heard(text, Direction::In(bytes)),
-                Event::Out(bytes) => heard(text, Direction::Out(bytes)),
-                Event::Line(line) => {
+                Event::In => heard(text, Direction::In(octets)),
+                Event::Out => heard(text, Direction::Out(octets)),
+                Event::Line => {
                     heard(text, Direction::Pause);
-                    text.push_str(line);
+                    text.push_str(&String::from_utf8_lossy(octets));
                     text.push('\n');
                 }
             }
@@ -128,6 +138,12 @@ impl Tape {
         if self.is_cut {
             text.push_str("# cut: the dialogue went on for more than 8 KiB\n");
         }
+    }
+}
+
+impl Drop for Tape {
+    fn drop(&mut self) {
+        self.octets.as_mut_slice().zeroize();
     }
 }
 
@@ -140,30 +156,50 @@ enum Direction<'a> {
     Pause,
 }
 
+/// Which session a recording is of.
+#[derive(Clone, Debug)]
+pub struct Heading {
+    /// The name of the listener that it came to.
+    pub listener: String,
+    /// Who came.
+    pub peer: IpAddr,
+    /// When.
+    pub began: jiff::Timestamp,
+}
+
+impl Heading {
+    /// One line, nothing secret.
+    fn of(&self, session: u64) -> String {
+        let Self { listener, peer, began } = self;
+        format!("session {session} on listener `{listener}`, from {}, {began:.0}", peer.to_canonical())
+    }
+}
+
 /// Writes one session along.
 pub struct Recorder {
     recordings: Arc<Recordings>,
     session: u64,
     protocol: Protocol,
-    heading: String,
+    heading: Heading,
     settings: FrontSettings,
     /// The dialogue with the mail client.
     pub front: Tape,
     /// The last dialogue with upstream, and how it was sent.
     back: Option<(SignIn, bool, Tape)>,
     /// For a last look through the finished text.
-    secrets: Vec<Zeroizing<String>>,
+    passwords: Vec<Secret>,
+    tokens: Vec<AccessToken>,
     failures: Vec<String>,
     is_new: bool,
 }
 
 impl Recorder {
-    /// For a session that has just begun. `heading` names it: one line, nothing secret.
+    /// For a session that has just begun.
     pub fn new(
         recordings: Arc<Recordings>,
         session: u64,
         protocol: Protocol,
-        heading: String,
+        heading: Heading,
         settings: FrontSettings,
     ) -> Self {
         Self {
@@ -174,7 +210,8 @@ impl Recorder {
             settings,
             front: Tape::default(),
             back: None,
-            secrets: Vec::new(),
+            passwords: Vec::new(),
+            tokens: Vec::new(),
             failures: Vec::new(),
             is_new: false,
         }
@@ -182,17 +219,17 @@ impl Recorder {
 
     /// The mail client wants in.
     pub fn login(&mut self, login: &Login) {
-        let password = login.credentials.password.expose();
-        self.secrets.push(Zeroizing::new(password.to_owned()));
-        self.secrets.push(Zeroizing::new(STANDARD.encode(password)));
-        let mut user = String::new();
-        censor::escape(&mut user, login.credentials.user.as_bytes());
-        self.front.note(format!("=  login {user} / {REDACTED}"));
+        self.passwords.push(login.credentials.password.clone());
+        let mut line = "=  login ".to_owned();
+        censor::escape(&mut line, login.credentials.user.as_bytes());
+        line.push_str(" / ");
+        line.push_str(REDACTED);
+        self.front.note(&line);
     }
 
     /// A sign-in upstream begins: what it writes along.
     pub fn back(&mut self, sign_in: &SignIn, starttls: bool, warm: bool) -> &mut Tape {
-        self.secrets.push(Zeroizing::new(sign_in.token.for_safekeeping().to_owned()));
+        self.tokens.push(sign_in.token.clone());
         let tape = &mut self.back.insert((sign_in.clone(), starttls, Tape::default())).2;
         if warm {
             // its greeting is of another time: the transcript would not begin at the beginning
@@ -203,7 +240,7 @@ impl Recorder {
 
     /// The login was refused: the answer that the mail client gets, and the story's code.
     pub fn refused(&mut self, refusal: &Refusal, code: &str) {
-        self.front.note(format!(">  refuse {}", order(refusal)));
+        self.front.note(&format!(">  refuse {}", order(refusal)));
         self.failed(code);
     }
 
@@ -222,7 +259,7 @@ impl Recorder {
             HangUp::ShuttingDown => "ShuttingDown".to_owned(),
             HangUp::Refused(refusal) => order(refusal),
         };
-        self.front.note(format!(">  hang-up {why}"));
+        self.front.note(&format!(">  hang-up {why}"));
     }
 
     /// Nothing happens for now: what has failed so far is kept.
@@ -234,16 +271,24 @@ impl Recorder {
 
     fn text(&self) -> String {
         let protocol = self.protocol.as_str();
-        let mut text = format!("# {}\n# failed: {}\n", self.heading, self.failures.join(", then "));
+        let heading = self.heading.of(self.session);
+        let mut text = format!("# {heading}\n# failed: {}\n", self.failures.join(", then "));
         // writing to a String cannot fail
         let _: std::fmt::Result = self.front_text(&mut text, protocol);
         if let Some((sign_in, starttls, tape)) = &self.back {
             let _: std::fmt::Result = back_text(&mut text, protocol, self.protocol, sign_in, *starttls, tape);
         }
-        for secret in self.secrets.iter().filter(|secret| secret.len() >= SHORTEST_SECRET) {
-            if text.contains(secret.as_str()) && secret.as_str() != REDACTED {
-                text = text.replace(secret.as_str(), REDACTED);
+        let mut censor = |secret: &str| {
+            if secret.len() >= SHORTEST_SECRET && secret != REDACTED && text.contains(secret) {
+                text = text.replace(secret, REDACTED);
             }
+        };
+        for password in &self.passwords {
+            censor(password.expose());
+            censor(&Zeroizing::new(STANDARD.encode(password.expose())));
+        }
+        for token in &self.tokens {
+            censor(token.for_safekeeping());
         }
         text
     }

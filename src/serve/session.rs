@@ -13,7 +13,7 @@ use tracing::{Instrument as _, Span, field};
 use super::dialogue;
 use super::drive::{self, BackFailure, Heard};
 use super::listener::Visit;
-use super::recorder::Recorder;
+use super::recorder::{Heading, Recorder};
 use super::relay::{Ended, Rules, Standing, relay};
 use super::sender::FixedSender;
 use super::station::Station;
@@ -236,10 +236,9 @@ impl Session {
     }
 
     fn recorder(&self, settings: FrontSettings) -> Recorder {
-        let (station, peer) = (&self.station, self.peer.ip().to_canonical());
-        let (listener, when) = (&station.listener, clock::wall());
-        let heading = format!("session {} on listener `{}`, from {peer}, {when:.0}", self.id, listener.name);
-        let recordings = Arc::clone(&station.recordings);
+        let listener = &self.station.listener;
+        let heading = Heading { listener: listener.name.clone(), peer: self.peer.ip(), began: clock::wall() };
+        let recordings = Arc::clone(&self.station.recordings);
         Recorder::new(recordings, self.id, listener.protocol, heading, settings)
     }
 

@@ -263,7 +263,7 @@ impl ImapBack {
         }
         let token = if lists("SASL-IR") {
             let response = sasl::bearer(&sign_in, &proof);
-            self.write(format!("A1 AUTHENTICATE {name} {}\r\n", *response));
+            self.write(["A1 AUTHENTICATE ", name, " ", &response, "\r\n"].concat());
             TokenIs::SentAlong
         } else {
             self.write(format!("A1 AUTHENTICATE {name}\r\n"));
@@ -309,7 +309,7 @@ impl ImapBack {
         if asks_for_token {
             exchange.token = TokenIs::SentOnDemand;
             let response = sasl::bearer(&exchange.sign_in, &exchange.proof);
-            self.write(format!("{}\r\n", *response));
+            self.write([&**response, "\r\n"].concat());
             return;
         }
         // Whatever comes after an error is told is no second prompt for the token.

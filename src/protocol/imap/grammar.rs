@@ -297,10 +297,12 @@ pub fn capabilities(data: &[u8]) -> IResult<&[u8], Vec<String>> {
 /// Whether a capability is about how one signs in, which is ours to say on either side, or about Exchange's
 /// own proxies, which no mail client needs.
 pub fn is_for_sign_in(capability: &str) -> bool {
-    let capability = capability.to_ascii_uppercase();
-    ["AUTH=", "BACKENDAUTHENTICATE"].iter().any(|start| capability.starts_with(start))
+    let starts =
+        |start: &&str| capability.get(..start.len()).is_some_and(|it| it.eq_ignore_ascii_case(start));
+    ["AUTH=", "BACKENDAUTHENTICATE"].iter().any(starts)
         || ["STARTTLS", "LOGINDISABLED", "SASL-IR", "CLIENTACCESSRULES", "CLIENTNETWORKPRESENCELOCATION"]
-            .contains(&capability.as_str())
+            .iter()
+            .any(|whole| capability.eq_ignore_ascii_case(whole))
 }
 
 fn blanks(input: &[u8]) -> IResult<&[u8], ()> {

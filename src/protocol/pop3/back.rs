@@ -257,7 +257,7 @@ impl Pop3Back {
     }
 
     fn say(&mut self, command: &str) {
-        self.steps.push_back(Step::Write(format!("{command}\r\n").into_bytes()));
+        self.steps.push_back(Step::Write([command, "\r\n"].concat().into_bytes()));
     }
 }
 

@@ -321,7 +321,7 @@ impl Pop3Front {
     }
 
     fn say(&mut self, reply: &str) {
-        self.steps.push_back(Step::Write(format!("{reply}\r\n").into_bytes()));
+        self.steps.push_back(Step::Write([reply, "\r\n"].concat().into_bytes()));
     }
 }
 

@@ -315,7 +315,8 @@ impl SmtpBack {
             self.say(&format!("AUTH {mechanism}"));
             return State::Announced(sign_in, offer);
         }
-        self.steps.push_back(Step::Write(format!("AUTH {mechanism} {}\r\n", *message).into_bytes()));
+        let line = ["AUTH ", mechanism, " ", &message, "\r\n"].concat();
+        self.steps.push_back(Step::Write(line.into_bytes()));
         State::Presented { sign_in, offer, inline: true }
     }
 
@@ -347,7 +348,7 @@ impl SmtpBack {
     }
 
     fn say(&mut self, command: &str) {
-        self.steps.push_back(Step::Write(format!("{command}\r\n").into_bytes()));
+        self.steps.push_back(Step::Write([command, "\r\n"].concat().into_bytes()));
     }
 }
 

@@ -411,6 +411,6 @@ impl SmtpFront {
     }
 
     fn say(&mut self, reply: &str) {
-        self.steps.push_back(Step::Write(format!("{reply}\r\n").into_bytes()));
+        self.steps.push_back(Step::Write([reply, "\r\n"].concat().into_bytes()));
     }
 }

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use mailkey::config::model::Protocol;
 use mailkey::protocol::machine::{Back, SignIn, Step};
 use mailkey::secret::Encrypted;
-use mailkey::serve::recorder::{Recorder, Recordings, Tape, report};
+use mailkey::serve::recorder::{Heading, Recorder, Recordings, Tape, report};
 
 use super::backs::{TOKEN, back};
 use super::fronts::{front, hang_up, refusal};
@@ -23,8 +23,9 @@ use super::script::{PASSWORD, Piece, Script, USER, holds, slices, unbase64};
 /// The body. The highest bit of the first octet says whether upstream is spoken to.
 pub fn run(data: &[u8]) {
     let script: Script<4> = Script::read(data);
-    // a secret that nobody has yet: put in by no order of this target's
-    if [PASSWORD, TOKEN].iter().any(|secret| is_said(&script.octets(), secret)) {
+    // a secret that nobody has yet: put in by no order of this target's, nor made by how octets are written down
+    let (octets, escaped) = (script.octets(), escaped(&script.octets()));
+    if [PASSWORD, TOKEN].iter().any(|secret| is_said(&octets, secret) || is_said(&escaped, secret)) {
         return;
     }
     for slicing in [None, Some(script.settings[2])] {
@@ -49,6 +50,15 @@ fn is_said(text: &[u8], secret: &str) -> bool {
             .filter(|word| word.len() >= secret.len())
             .filter_map(unbase64)
             .any(|decoded| holds(&decoded, secret))
+}
+
+/// Octets as a transcript has them: the last digit of `\xa1` reads on in what follows.
+fn escaped(octets: &[u8]) -> Vec<u8> {
+    let written = |octet: &u8| match octet {
+        b' '..=b'~' => char::from(*octet).to_string(),
+        _ => format!("\\x{octet:02x}"),
+    };
+    octets.iter().map(written).collect::<String>().into_bytes()
 }
 
 /// A command with the password, in all the forms that clients have for it.
@@ -80,12 +90,17 @@ fn command(order: u8, protocol: Protocol) -> Option<String> {
     })
 }
 
+fn heading() -> Heading {
+    let peer = std::net::Ipv4Addr::LOCALHOST.into();
+    Heading { listener: "a".to_owned(), peer, began: jiff::Timestamp::UNIX_EPOCH }
+}
+
 fn with_mail_client(script: &Script<4>, slicing: Option<u8>) -> String {
     let recordings = Arc::new(Recordings::default());
     let (mut machine, settings) = front(script.settings);
     let protocol =
         [Protocol::Imap, Protocol::Pop3, Protocol::Smtp, Protocol::Smtp][usize::from(script.settings[0] % 4)];
-    let mut recorder = Recorder::new(Arc::clone(&recordings), 7, protocol, "a session".to_owned(), settings);
+    let mut recorder = Recorder::new(Arc::clone(&recordings), 7, protocol, heading(), settings);
     let (mut asking, mut upgrading, mut ended) = (false, false, false);
     let mut begun = true;
     for piece in [Piece::Order(b' ')].iter().chain(&script.pieces) {
@@ -155,7 +170,7 @@ fn with_upstream(script: &Script<4>, slicing: Option<u8>) -> String {
     let (mut machine, sign_in) = back([which, token, cut]);
     let protocol = [Protocol::Imap, Protocol::Pop3, Protocol::Smtp, Protocol::Smtp][usize::from(which % 4)];
     let (_, settings) = front([0; 4]);
-    let mut recorder = Recorder::new(Arc::clone(&recordings), 7, protocol, "a session".to_owned(), settings);
+    let mut recorder = Recorder::new(Arc::clone(&recordings), 7, protocol, heading(), settings);
     let starttls = which & 4 != 0;
     let tape = recorder.back(&sign_in, starttls, which >> 4 & 3 == 2);
     if !starttls {
@@ -222,7 +237,7 @@ fn carry_out(
             Step::Done(outcome) => {
                 if let Err(error) = outcome {
                     for line in report(&error) {
-                        tape.note(line);
+                        tape.note(&line);
                     }
                 }
                 return true;
