@@ -15,7 +15,6 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
-use zeroize::Zeroizing;
 
 use super::connector::Connector;
 use super::error::UpstreamError;
@@ -96,8 +95,9 @@ where
 /// Every connection of this pool is made by [`TlsDialler`], which gives none without TLS.
 fn bearer(token: &AccessToken) -> Option<HeaderValue> {
     let proof = Encrypted::by_https_pool();
-    let text = Zeroizing::new(format!("Bearer {}", token.for_wire(&proof)));
-    let mut value = HeaderValue::from_str(&text).ok()?;
+    let text = ["Bearer ", token.for_wire(&proof)].concat();
+    // taken over, not copied
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
