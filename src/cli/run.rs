@@ -77,7 +77,8 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(threads(config.run.threads)).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             out.error(format_args!("the runtime cannot start: {error}"));
@@ -92,6 +93,13 @@ pub fn run(path: &Path, out: &mut Out) -> ExitCode {
         traces.end();
     }
     code
+}
+
+/// How many threads serve sessions. Theirs is little work in many small pieces, most of it the kernel's: threads that
+/// are as many as processors spend it on waking each other (docs/performance.md). What takes long, the digest of a
+/// password or a file, has threads of its own.
+fn threads(told: Option<usize>) -> usize {
+    told.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |there| there.get().div_ceil(2)))
 }
 
 /// The process's environment, for `${NAME}` in the configuration.
@@ -351,5 +359,21 @@ fn forbid_new_privileges() {
     #[cfg(target_os = "linux")]
     if let Err(error) = nix::sys::prctl::set_no_new_privs() {
         tracing::debug!(%error, "programs that this one might execute keep their rights");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_two_processors_have_a_thread_unless_the_configuration_says_how_many() {
+        let processors = std::thread::available_parallelism().unwrap().get();
+        let threads_by_default = threads(None);
+        assert!(threads_by_default >= 1 && (processors..processors + 2).contains(&(threads_by_default * 2)));
+        let text = "oauth: {client-id: 11111111-2222-3333-4444-555555555555}\n\
+                    listeners:\n  - {name: imap, protocol: imap, listen: '127.0.0.1:1143'}\nrun: {threads: 3}\n";
+        let config = config::parse(text, "proxy.yaml", Path::new("."), &|_| None).unwrap().config;
+        assert_eq!(threads(config.run.threads), 3);
     }
 }

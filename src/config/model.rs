@@ -814,6 +814,8 @@ pub struct Run {
     pub reload_on_change: bool,
     /// How long a start waits for an address that is in use.
     pub bind_retry: Duration,
+    /// How many threads serve sessions; `None`: one for every two processors.
+    pub threads: Option<usize>,
 }
 
 /// How log lines look.

@@ -94,7 +94,8 @@ pub(super) const LIMIT_KEYS: [&str; 13] = [
     "refusals-per-session",
 ];
 
-pub(super) const RUN_KEYS: [&str; 5] = ["user", "group", "pid-file", "reload-on-change", "bind-retry"];
+pub(super) const RUN_KEYS: [&str; 6] =
+    ["user", "group", "pid-file", "reload-on-change", "bind-retry", "threads"];
 pub(super) const ADMIN_KEYS: [&str; 1] = ["listen"];
 pub(super) const LOG_KEYS: [&str; 3] = ["level", "format", "otlp-endpoint"];
 
@@ -1250,8 +1251,15 @@ fn run(reader: &Reader<'_>, node: Option<&Node>) -> Run {
             .and_then(|node| reader.flag(node))
             .unwrap_or_default(),
         bind_retry: section.get("bind-retry").and_then(|node| reader.duration(node)).unwrap_or_default(),
+        threads: section
+            .get("threads")
+            .and_then(|node| reader.count(node, 1, MOST_THREADS))
+            .and_then(|threads| usize::try_from(threads).ok()),
     }
 }
+
+/// More threads than any machine that this is for has processors.
+const MOST_THREADS: u64 = 256;
 
 /// Says of listeners towards Exchange Online when EWS ends there.
 pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {

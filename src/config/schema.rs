@@ -213,6 +213,9 @@ fn small(name: &str, key: &str) -> Option<(Value, &'static str)> {
         ("run", "pid-file") => (text(), "where the process writes its number, for `mailkey reload`"),
         ("run", "reload-on-change") => (flag(), "take changed files without a word"),
         ("run", "bind-retry") => (duration(), "how long a start waits for an address that is in use"),
+        ("run", "threads") => {
+            (count(1, 256), "how many threads serve sessions; left out, one for every two processors")
+        }
         ("log", "otlp-endpoint") => (text(), "an OpenTelemetry collector; needs the feature `otlp`"),
         ("log", "format") => (choice(&["text", "json"]), "for people or for machines"),
         _ => return None,
