@@ -38,6 +38,9 @@ pub const REDACTED: &str = "[redacted]";
 /// Secrets shorter than this are not searched for in the finished text: they would be found everywhere.
 const SHORTEST_SECRET: usize = 4;
 
+/// By so many of its first octets a token is known.
+const TELLTALE: usize = 24;
+
 /// The recordings of the last failed sessions.
 #[derive(Debug, Default)]
 pub struct Recordings(Mutex<VecDeque<Arc<Recording>>>);
@@ -278,17 +281,16 @@ impl Recorder {
         if let Some((sign_in, starttls, tape)) = &self.back {
             let _: std::fmt::Result = back_text(&mut text, protocol, self.protocol, sign_in, *starttls, tape);
         }
-        let mut censor = |secret: &str| {
-            if secret.len() >= SHORTEST_SECRET && secret != REDACTED && text.contains(secret) {
-                text = text.replace(secret, REDACTED);
-            }
-        };
         for password in &self.passwords {
-            censor(password.expose());
-            censor(&Zeroizing::new(STANDARD.encode(password.expose())));
+            remove(&mut text, password.expose());
+            remove(&mut text, &Zeroizing::new(STANDARD.encode(password.expose())));
         }
         for token in &self.tokens {
-            censor(token.for_safekeeping());
+            let token = token.for_safekeeping();
+            match token.get(..TELLTALE) {
+                Some(start) => remove_from(&mut text, start, token),
+                None => remove(&mut text, token),
+            }
         }
         text
     }
@@ -315,6 +317,28 @@ impl Recorder {
         });
         Ok(())
     }
+}
+
+/// Takes a secret out, wherever it stands whole.
+fn remove(text: &mut String, secret: &str) {
+    if secret.len() >= SHORTEST_SECRET && secret != REDACTED && text.contains(secret) {
+        *text = text.replace(secret, REDACTED);
+    }
+}
+
+/// Takes a secret out that begins so, as much as there is of it: the end of the tape may have cut it short.
+fn remove_from(text: &mut String, start: &str, secret: &str) {
+    let mut shown = String::new();
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find(start) {
+        let (before, found) = rest.split_at(at);
+        let there = found.bytes().zip(secret.bytes()).take_while(|(found, wanted)| found == wanted).count();
+        shown.push_str(before);
+        shown.push_str(REDACTED);
+        rest = found.get(there..).unwrap_or_default();
+    }
+    shown.push_str(rest);
+    *text = shown;
 }
 
 fn back_text(
@@ -390,5 +414,52 @@ fn order(refusal: &Refusal) -> String {
         Refusal::Unavailable { retry_after: Some(after) } => format!("Unavailable {}", after.as_secs()),
         Refusal::Unavailable { retry_after: None } => "Unavailable".to_owned(),
         Refusal::TooManySessions => "TooManySessions".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The token is longer than what is left of the tape: its line is cut within it.
+    #[test]
+    fn a_token_that_the_end_of_the_tape_cuts_short_is_not_shown() {
+        let token = format!("EwBYA8l6BAAUO9chh8cJscQLmU{}", "x0Yq".repeat(900));
+        let sign_in = SignIn {
+            mailbox: "alice@contoso.com".to_owned(),
+            token: AccessToken::new(token.clone()),
+            mechanism: SaslMechanism::Xoauth2,
+            client_name: "client.example".to_owned(),
+            host: "outlook.office365.com".to_owned(),
+            port: 993,
+        };
+        let encoded = STANDARD.encode(format!("user=alice@contoso.com\u{1}auth=Bearer {token}\u{1}\u{1}"));
+        let in_base64 = STANDARD.encode(&token.as_bytes()[..21]);
+        for (said, cut) in
+            [(&token, 3000), (&encoded, 3000), (&encoded, 3001), (&encoded, 3002), (&encoded, 3003)]
+        {
+            let recordings = Arc::new(Recordings::default());
+            let peer = std::net::Ipv4Addr::LOCALHOST.into();
+            let heading = Heading { listener: "imap".to_owned(), peer, began: jiff::Timestamp::UNIX_EPOCH };
+            let settings = FrontSettings {
+                starttls: false,
+                require_tls: false,
+                offer: Arc::default(),
+                host_name: "mailkey.example".to_owned(),
+                max_refusals: 3,
+                without_login: None,
+            };
+            let mut recorder = Recorder::new(Arc::clone(&recordings), 1, Protocol::Imap, heading, settings);
+            let tape = recorder.back(&sign_in, false, false);
+            tape.heard(b"* NO ");
+            tape.heard(&said.as_bytes()[..cut]);
+            tape.heard(&[b'x'; MAX_TAPE]);
+            recorder.failed("UPSTREAM-REFUSED");
+            recorder.settle();
+            let text = &recordings.all()[0].text;
+            assert!(text.contains("S: * NO ") && text.contains("# cut"), "{text}");
+            assert!(text.contains(REDACTED) && !text.contains(token.get(..TELLTALE).unwrap()), "{text}");
+            assert!(!text.contains(&in_base64) && !text.contains(encoded.get(40..80).unwrap()), "{text}");
+        }
     }
 }
