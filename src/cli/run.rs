@@ -162,9 +162,8 @@ async fn serve(loaded: Loaded, identity: Option<Identity>, path: &Path, mut look
 /// A timer that is always the next to fire. Each time limit that would be the next one has tokio wake the thread that
 /// waits for sockets, only for it to wait a little less long; a login has several, and none is as short as this.
 async fn pulse() {
-    let mut beat = tokio::time::interval(PULSE);
     loop {
-        beat.tick().await;
+        sleep(PULSE).await;
     }
 }
 

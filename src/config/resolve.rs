@@ -1253,13 +1253,10 @@ fn run(reader: &Reader<'_>, node: Option<&Node>) -> Run {
         bind_retry: section.get("bind-retry").and_then(|node| reader.duration(node)).unwrap_or_default(),
         threads: section
             .get("threads")
-            .and_then(|node| reader.count(node, 1, MOST_THREADS))
+            .and_then(|node| reader.count(node, 1, 256))
             .and_then(|threads| usize::try_from(threads).ok()),
     }
 }
-
-/// More threads than any machine that this is for has processors.
-const MOST_THREADS: u64 = 256;
 
 /// Says of listeners towards Exchange Online when EWS ends there.
 pub(super) fn remark_on_ews(reader: &Reader<'_>, root: &Node, config: &Config) {

@@ -24,7 +24,8 @@ use super::script::{PASSWORD, Piece, Script, USER, holds, slices, unbase64};
 pub fn run(data: &[u8]) {
     let script: Script<4> = Script::read(data);
     // a secret that nobody has yet: put in by no order of this target's, nor made by how octets are written down
-    let (octets, escaped) = (script.octets(), escaped(&script.octets()));
+    let octets = script.octets();
+    let escaped = escaped(&octets);
     if [PASSWORD, TOKEN].iter().any(|secret| is_said(&octets, secret) || is_said(&escaped, secret)) {
         return;
     }
