@@ -5,9 +5,10 @@
 //! the last owner lets go.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// What every secret prints as.
 pub const REDACTED: &str = "[redacted]";
@@ -17,6 +18,9 @@ pub const MAX_USER: usize = 255;
 
 /// Longest password that is taken, in octets. Entra's own limit is 256 characters (AADSTS50052).
 pub const MAX_PASSWORD: usize = 1024;
+
+/// How much of a token tells it from everything else, in octets.
+const TELLTALE: usize = 24;
 
 /// A text that is never shown: a password, a client secret, a refresh token.
 #[derive(Clone, PartialEq, Eq)]
@@ -112,6 +116,37 @@ fn text(bytes: &[u8]) -> Zeroizing<String> {
     })
 }
 
+/// Octets on their way, a password or token among them. Wiped in one go, where `Zeroizing` goes octet by octet.
+#[derive(Default)]
+pub struct Passing(pub Vec<u8>);
+
+impl Passing {
+    /// Overwrites what is there; it stays as long as it was.
+    pub fn wipe(&mut self) {
+        self.0.as_mut_slice().zeroize();
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+impl Deref for Passing {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl DerefMut for Passing {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
 /// An OAuth 2.0 access token. Cheap to clone; wiped when the last clone goes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccessToken(Arc<Zeroizing<String>>);
@@ -130,6 +165,11 @@ impl AccessToken {
     /// The token, for the encrypted store and for reading its claims. Never for a socket.
     pub fn for_safekeeping(&self) -> &str {
         &self.0
+    }
+
+    /// Its beginning, by which it is known in a text that may be cut off behind it.
+    pub fn telltale(&self) -> &str {
+        self.0.get(..TELLTALE).unwrap_or(&self.0)
     }
 
     /// Its length in octets: Exchange Online's POP3 fails above 4,096.

@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use zeroize::Zeroize;
+use zeroize::Zeroize as _;
+
+use crate::secret::Passing;
 
 /// The longest command line from a mail client, in octets: a SASL response at RFC 4954's limit.
 pub const MAX_COMMAND_LINE: usize = 12_288;
@@ -27,7 +29,7 @@ pub enum Taken {
 /// Bytes that came in and are not yet understood. They may hold a password: wiped on drop.
 #[derive(Default)]
 pub struct Inbox {
-    bytes: Vec<u8>,
+    bytes: Passing,
     /// Everything before this is taken.
     start: usize,
     /// Everything before this is known to hold no LF.
@@ -41,9 +43,8 @@ impl Inbox {
     pub fn feed(&mut self, bytes: &[u8]) {
         let kept = self.len();
         if kept + bytes.len() > self.bytes.capacity() {
-            let mut roomier = Vec::with_capacity((kept + bytes.len()).next_power_of_two());
+            let mut roomier = Passing(Vec::with_capacity((kept + bytes.len()).next_power_of_two()));
             roomier.extend_from_slice(self.peek());
-            self.wipe();
             self.bytes = roomier;
         } else if self.start > 0 {
             self.bytes.copy_within(self.start.., 0);
@@ -97,15 +98,10 @@ impl Inbox {
 
     /// Forgets everything: what stood before a TLS handshake is never parsed after it.
     pub fn clear(&mut self) {
-        self.wipe();
+        self.bytes.wipe();
         self.bytes.clear();
         self.start = 0;
         self.searched = 0;
-    }
-
-    /// In one go; as a vector it would be wiped octet by octet.
-    fn wipe(&mut self) {
-        self.bytes.as_mut_slice().zeroize();
     }
 
     /// Gives up what has not been taken yet.
@@ -127,12 +123,6 @@ impl Inbox {
 impl fmt::Debug for Inbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Inbox({} octets)", self.len())
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        self.wipe();
     }
 }
 

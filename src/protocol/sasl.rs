@@ -6,11 +6,11 @@ use std::cell::OnceCell;
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::machine::{BackError, Errand, SaslMechanism, SignIn, Welcome};
 use crate::explain::one_line;
-use crate::secret::{AccessToken, Credentials, Encrypted, REDACTED};
+use crate::secret::{AccessToken, Credentials, Encrypted, Passing, REDACTED};
 
 /// Standard base64. Missing padding is let through (some clients leave it out); everything else is strict:
 /// no foreign characters, no junk behind the end, no stray bits.
@@ -113,7 +113,7 @@ impl Exchange {
 pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<Box<str>> {
     let token = sign_in.token.for_wire(proof);
     let mailbox = &sign_in.mailbox;
-    let mut message = match sign_in.mechanism {
+    let message = match sign_in.mechanism {
         SaslMechanism::Xoauth2 => ["user=", mailbox, "\u{1}auth=Bearer ", token, "\u{1}\u{1}"].concat(),
         SaslMechanism::OauthBearer => {
             let (host, port) = (&sign_in.host, sign_in.port);
@@ -121,10 +121,8 @@ pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<Box<str>> {
             format!("n,a={user},\u{1}host={host}\u{1}port={port}\u{1}auth=Bearer {token}\u{1}\u{1}")
         }
     };
-    let encoded = encode(message.as_bytes());
-    // in one go, both of them: strings are wiped octet by octet
-    message.as_mut_str().zeroize();
-    Zeroizing::new(encoded.into_boxed_str())
+    // boxed, it is wiped in one go as well
+    Zeroizing::new(encode(&Passing(message.into_bytes())).into_boxed_str())
 }
 
 /// What ends an error challenge: nothing for XOAUTH2, a single `^A` for OAUTHBEARER (RFC 7628 §3.2.3).
@@ -182,12 +180,8 @@ struct Telltales<'a> {
 }
 
 impl<'a> Telltales<'a> {
-    /// In octets.
-    const LENGTH: usize = 24;
-
     fn of(token: &'a AccessToken) -> Self {
-        let token = token.for_safekeeping().as_bytes();
-        Self { plain: token.get(..Self::LENGTH).unwrap_or(token), encoded: OnceCell::new() }
+        Self { plain: token.telltale().as_bytes(), encoded: OnceCell::new() }
     }
 
     fn are_in(&self, text: &str) -> bool {

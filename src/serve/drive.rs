@@ -6,11 +6,11 @@ use std::mem;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use zeroize::Zeroize as _;
 
 use super::recorder::{Recorder, Tape, report};
 use crate::config::model::MailServer;
 use crate::protocol::machine::{Back, BackError, Farewell, Front, Login, Step, Welcome};
+use crate::secret::Passing;
 use crate::stream::{BoxIo, OnSide as _, Side, SideError};
 use crate::upstream::connector::Connector;
 use crate::upstream::error::UpstreamError;
@@ -43,7 +43,7 @@ pub async fn front(
     recorder: &mut Recorder,
 ) -> Result<Heard, SideError> {
     let mut out = Vec::new();
-    let mut chunk = Chunk::default();
+    let mut chunk = Passing::default();
     loop {
         match dialogue.step() {
             Step::Write(bytes) => {
@@ -56,8 +56,8 @@ pub async fn front(
                 if receive(io, &mut chunk).await.on(Side::Front)? == 0 {
                     return Ok(Heard::Left);
                 }
-                recorder.front.heard(&chunk.0);
-                dialogue.feed(&chunk.0);
+                recorder.front.heard(&chunk);
+                dialogue.feed(&chunk);
             }
             Step::StartTls => {
                 recorder.front.note("=  starttls");
@@ -123,14 +123,14 @@ pub enum BackFailure {
 ///
 /// What it pipelines meanwhile is kept for the dialogue, up to a bound; behind that nothing is read.
 pub async fn until_gone(dialogue: &mut dyn Front, io: &mut BoxIo) {
-    let mut chunk = Chunk::default();
+    let mut chunk = Passing::default();
     let mut kept = 0;
     while kept < MAX_PIPELINED {
         match receive(io, &mut chunk).await {
             Ok(0) | Err(_) => return,
             Ok(length) => kept += length,
         }
-        dialogue.feed(&chunk.0);
+        dialogue.feed(&chunk);
     }
     std::future::pending::<()>().await;
 }
@@ -210,7 +210,7 @@ async fn converse(
         BackFailure::Broke(UpstreamError::Broken { target: format!("{}:{}", server.host, server.port), why })
     };
     let mut out = Vec::new();
-    let mut chunk = Chunk::default();
+    let mut chunk = Passing::default();
     loop {
         match dialogue.step() {
             Step::Write(bytes) => {
@@ -231,9 +231,9 @@ async fn converse(
                 if received.map_err(broke)? == 0 {
                     return Err(broke(io::Error::other("it hung up during the sign-in")));
                 }
-                tape.heard(&chunk.0);
+                tape.heard(&chunk);
                 *heard = true;
-                dialogue.feed(&chunk.0);
+                dialogue.feed(&chunk);
             }
             Step::StartTls => {
                 tape.note("=  starttls");
@@ -270,25 +270,15 @@ fn append(out: &mut Vec<u8>, bytes: Vec<u8>) {
 
 async fn send(io: &mut BoxIo, out: &mut Vec<u8>) -> io::Result<()> {
     if !out.is_empty() {
-        let bytes = Chunk(mem::take(out));
-        io.write_all(&bytes.0).await?;
+        let bytes = Passing(mem::take(out));
+        io.write_all(&bytes).await?;
         io.flush().await?;
     }
     Ok(())
 }
 
-async fn receive(io: &mut BoxIo, chunk: &mut Chunk) -> io::Result<usize> {
-    chunk.0.clear();
-    chunk.0.reserve(CHUNK);
-    io.read_buf(&mut chunk.0).await
-}
-
-/// Octets on their way, a password or token among them: wiped in one go, where a vector would be octet by octet.
-#[derive(Default)]
-struct Chunk(Vec<u8>);
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        self.0.as_mut_slice().zeroize();
-    }
+async fn receive(io: &mut BoxIo, chunk: &mut Passing) -> io::Result<usize> {
+    chunk.clear();
+    chunk.reserve(CHUNK);
+    io.read_buf(&mut **chunk).await
 }

@@ -15,13 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use self::censor::{BackCensor, FrontCensor};
 use crate::config::model::Protocol;
 use crate::explain::Refusal;
 use crate::protocol::machine::{BackError, FrontSettings, HangUp, Login, SaslMechanism, SignIn};
-use crate::secret::{AccessToken, Secret};
+use crate::secret::{AccessToken, Passing, REDACTED, Secret};
 
 /// Failed sessions that are kept.
 const MAX_RECORDINGS: usize = 50;
@@ -32,14 +32,8 @@ const MAX_TAPE: usize = 8 << 10;
 /// Octets for which there is always room: a few lines.
 const TAPE_ROOM: usize = 512;
 
-/// What stands where a secret stood.
-pub const REDACTED: &str = "[redacted]";
-
 /// Secrets shorter than this are not searched for in the finished text: they would be found everywhere.
 const SHORTEST_SECRET: usize = 4;
-
-/// By so many of its first octets a token is known.
-const TELLTALE: usize = 24;
 
 /// The recordings of the last failed sessions.
 #[derive(Debug, Default)]
@@ -88,7 +82,7 @@ enum Event {
 pub struct Tape {
     /// What happened, and where its octets end.
     events: Vec<(Event, usize)>,
-    octets: Vec<u8>,
+    octets: Passing,
     is_cut: bool,
 }
 
@@ -141,12 +135,6 @@ impl Tape {
         if self.is_cut {
             text.push_str("# cut: the dialogue went on for more than 8 KiB\n");
         }
-    }
-}
-
-impl Drop for Tape {
-    fn drop(&mut self) {
-        self.octets.as_mut_slice().zeroize();
     }
 }
 
@@ -282,15 +270,12 @@ impl Recorder {
             let _: std::fmt::Result = back_text(&mut text, protocol, self.protocol, sign_in, *starttls, tape);
         }
         for password in &self.passwords {
-            remove(&mut text, password.expose());
-            remove(&mut text, &Zeroizing::new(STANDARD.encode(password.expose())));
+            let (plain, encoded) = (password.expose(), Zeroizing::new(STANDARD.encode(password.expose())));
+            remove(&mut text, plain, plain);
+            remove(&mut text, &encoded, &encoded);
         }
         for token in &self.tokens {
-            let token = token.for_safekeeping();
-            match token.get(..TELLTALE) {
-                Some(start) => remove_from(&mut text, start, token),
-                None => remove(&mut text, token),
-            }
+            remove(&mut text, token.telltale(), token.for_safekeeping());
         }
         text
     }
@@ -319,15 +304,11 @@ impl Recorder {
     }
 }
 
-/// Takes a secret out, wherever it stands whole.
-fn remove(text: &mut String, secret: &str) {
-    if secret.len() >= SHORTEST_SECRET && secret != REDACTED && text.contains(secret) {
-        *text = text.replace(secret, REDACTED);
+/// Takes a secret out wherever it begins so, as much as there is of it: the end of the tape may have cut it short.
+fn remove(text: &mut String, start: &str, secret: &str) {
+    if start.len() < SHORTEST_SECRET || !text.contains(start) {
+        return;
     }
-}
-
-/// Takes a secret out that begins so, as much as there is of it: the end of the tape may have cut it short.
-fn remove_from(text: &mut String, start: &str, secret: &str) {
     let mut shown = String::new();
     let mut rest = text.as_str();
     while let Some(at) = rest.find(start) {
@@ -458,7 +439,7 @@ mod tests {
             recorder.settle();
             let text = &recordings.all()[0].text;
             assert!(text.contains("S: * NO ") && text.contains("# cut"), "{text}");
-            assert!(text.contains(REDACTED) && !text.contains(token.get(..TELLTALE).unwrap()), "{text}");
+            assert!(text.contains(REDACTED) && !text.contains(sign_in.token.telltale()), "{text}");
             assert!(!text.contains(&in_base64) && !text.contains(encoded.get(40..80).unwrap()), "{text}");
         }
     }

@@ -9,9 +9,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use zeroize::Zeroizing;
 
 use crate::config::model::Protocol;
-
-/// What stands where a secret stood.
-const REDACTED: &str = "[redacted]";
+use crate::secret::REDACTED;
 
 /// Takes base64 with and without its padding, as our fronts do.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
