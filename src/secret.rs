@@ -6,8 +6,10 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
+use http::HeaderValue;
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// What every secret prints as.
@@ -148,40 +150,66 @@ impl DerefMut for Passing {
 }
 
 /// An OAuth 2.0 access token. Cheap to clone; wiped when the last clone goes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AccessToken(Arc<Zeroizing<String>>);
+#[derive(Clone)]
+pub struct AccessToken(Arc<Token>);
+
+struct Token {
+    text: Zeroizing<String>,
+    /// What stands in `Authorization`, made when it is first wanted: a token serves many requests.
+    bearer: OnceLock<Option<HeaderValue>>,
+}
 
 impl AccessToken {
     /// Takes the token as the identity provider gave it.
     pub fn new(token: impl Into<String>) -> Self {
-        Self(Arc::new(Zeroizing::new(token.into())))
+        Self(Arc::new(Token { text: Zeroizing::new(token.into()), bearer: OnceLock::new() }))
     }
 
     /// The token, for a writer that can show that the socket is encrypted.
     pub fn for_wire(&self, _proof: &Encrypted) -> &str {
-        &self.0
+        &self.0.text
+    }
+
+    /// `Bearer` and the token (RFC 6750 §2.1), for a request over such a socket; `None` where it makes no header.
+    pub fn bearer(&self, proof: &Encrypted) -> Option<HeaderValue> {
+        let make = || {
+            let text = ["Bearer ", self.for_wire(proof)].concat();
+            // taken over, not copied: it is wiped when it is given back
+            let mut value = HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        self.0.bearer.get_or_init(make).clone()
     }
 
     /// The token, for the encrypted store and for reading its claims. Never for a socket.
     pub fn for_safekeeping(&self) -> &str {
-        &self.0
+        &self.0.text
     }
 
     /// Its beginning, by which it is known in a text that may be cut off behind it.
     pub fn telltale(&self) -> &str {
-        self.0.get(..TELLTALE).unwrap_or(&self.0)
+        self.0.text.get(..TELLTALE).unwrap_or(&self.0.text)
     }
 
     /// Its length in octets: Exchange Online's POP3 fails above 4,096.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.text.len()
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.text.is_empty()
     }
 }
+
+impl PartialEq for AccessToken {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.text == other.0.text
+    }
+}
+
+impl Eq for AccessToken {}
 
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -191,19 +219,13 @@ impl fmt::Debug for AccessToken {
 
 /// Proof that a TLS handshake with a checked host name has been completed on the socket in question.
 ///
-/// Only `upstream/tls.rs` and `upstream/https.rs` make one (the house test looks), so that a token cannot
-/// reach a plain socket.
+/// Only `upstream/tls.rs` makes one (the house test looks), so that a token cannot reach a plain socket.
 #[derive(Debug)]
 pub struct Encrypted(());
 
 impl Encrypted {
     /// To be called right after the handshake, nowhere else.
     pub(crate) fn after_handshake() -> Self {
-        Self(())
-    }
-
-    /// For `upstream/https.rs`, whose pool gives no connection without the handshake.
-    pub(crate) fn by_https_pool() -> Self {
         Self(())
     }
 

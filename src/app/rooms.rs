@@ -213,7 +213,7 @@ fn ews_room(
     house: &House,
     seats: &Seats,
     listener: &Arc<Listener>,
-    https: &HttpsClient<ews::desk::BoxBody>,
+    https: &HttpsClient,
     bound: Option<SocketAddr>,
 ) -> Result<Arc<Room>, StartError> {
     let limits = &prepared.config.limits;

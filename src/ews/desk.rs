@@ -7,8 +7,6 @@ use std::sync::Arc;
 use http::uri::{Authority, InvalidUri, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Bytes;
 
 use crate::config::model::{Limits, Listener, Upstream};
 use crate::explain::{Explain as _, Explanation};
@@ -17,15 +15,10 @@ use crate::secret::AccessToken;
 use crate::telemetry::metrics::Metrics;
 use crate::token::request::Tokens;
 use crate::upstream::https::HttpsClient;
+pub use crate::upstream::https::{BoxBody, BoxError};
 
 /// A future whose kind no longer matters.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// Any error that a body can end with.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A streamed body whose kind no longer matters.
-pub type BoxBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Sends requests upstream: the HTTPS client, or a fake in tests.
 pub trait Sender: Send + Sync {
@@ -41,7 +34,7 @@ pub trait Sender: Send + Sync {
     ) -> BoxFuture<'_, Result<Response<BoxBody>, Explanation>>;
 }
 
-impl Sender for HttpsClient<BoxBody> {
+impl Sender for HttpsClient {
     fn send(
         &self,
         request: Request<BoxBody>,

@@ -1,160 +1,180 @@
-//! HTTP/1.1 over TLS to EWS, through the same dialler as mail. The token is written here, past the proof.
+//! HTTP/1.1 over TLS to EWS, through the same dialler as mail. The token is written here, with the connection's proof.
+//!
+//! ```text
+//! send ──► idle connection, or a new one ──► exchange ──► response head
+//!             ▲                                               │ body: whoever reads it drives the connection
+//!             └──────────────── read to its end ◄─────────────┘
+//! ```
+//!
+//! A connection has no task of its own while a request is on it: the task that waits for the answer does its work.
+//! That saves each request several wake-ups. Only where an answer comes before all of the request has gone out
+//! does the connection get one, so that neither waits for the other.
 
-use std::future::Future;
-use std::io;
+mod idle;
+mod line;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HOST};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Request, Response, Uri};
-use hyper::body::{Body, Bytes, Incoming};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tower_service::Service;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use tokio_util::task::AbortOnDropHandle;
 
+use self::idle::Idle;
+use self::line::{Line, Unanswered};
 use super::connector::Connector;
 use super::error::UpstreamError;
-use crate::secret::{AccessToken, Encrypted};
-use crate::stream::BoxIo;
+use crate::secret::AccessToken;
 
-/// How long an idle connection is kept: Exchange Online closes after two minutes.
-const IDLE_LIMIT: Duration = Duration::from_secs(90);
+/// Any error that a body can end with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Idle connections kept per origin.
-const IDLE_CONNECTIONS: usize = 64;
+/// A streamed body whose kind no longer matters.
+pub type BoxBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A pool of TLS connections to HTTP origins, for bodies of kind `B`. Cheap to clone.
-#[derive(Debug)]
-pub struct HttpsClient<B> {
-    client: Client<TlsDialler, B>,
+/// TLS connections to HTTP origins, kept between requests. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct HttpsClient {
+    connector: Arc<Connector>,
+    idle: Arc<Idle>,
 }
 
-impl<B> Clone for HttpsClient<B> {
-    fn clone(&self) -> Self {
-        Self { client: self.client.clone() }
-    }
-}
-
-impl<B> HttpsClient<B>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    /// A pool that dials by this connector.
+impl HttpsClient {
+    /// A client that dials by this connector, and has no connection yet.
     pub fn new(connector: Arc<Connector>) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_LIMIT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            // only where hyper hands the request back unwritten: a POST sent twice is a mail sent twice
-            .retry_canceled_requests(true)
-            .set_host(false)
-            .build(TlsDialler { connector });
-        Self { client }
+        Self { connector, idle: Arc::new(Idle::default()) }
     }
 
     /// Sends a request whose URI is absolute (`https://…`); puts `Authorization: Bearer` and `Host` in itself.
-    /// The body is streamed. A request is never sent twice.
+    /// Both bodies are streamed. A request is never sent twice: only one of which nothing went out, since the idle
+    /// connection that it was for turned out to be closed, goes over another.
     ///
     /// # Errors
     /// Upstream could not be reached, or broke off before its response head.
     pub async fn send(
         &self,
-        mut request: Request<B>,
+        mut request: Request<BoxBody>,
         token: &AccessToken,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        let origin = request.uri().authority().map(ToString::to_string).unwrap_or_default();
-        let broken = |why: &str| UpstreamError::Broken { target: origin.clone(), why: why.to_owned() };
-        if request.uri().scheme_str() != Some("https") {
-            return Err(broken("a token goes to https:// only"));
+    ) -> Result<Response<Answer>, UpstreamError> {
+        let uri = std::mem::take(request.uri_mut()).into_parts();
+        let Some(origin) = uri.authority else { return Err(broken("", "no host to send it to")) };
+        if uri.scheme != Some(http::uri::Scheme::HTTPS) {
+            return Err(broken(origin.as_str(), "a token goes to https:// only"));
         }
-        let host = HeaderValue::from_str(&origin).map_err(|_| broken("the host makes no header"))?;
+        *request.uri_mut() = Uri::from(uri.path_and_query.unwrap_or(PathAndQuery::from_static("/")));
+        let host = HeaderValue::from_str(origin.as_str())
+            .map_err(|_| broken(origin.as_str(), "the host makes no header"))?;
         request.headers_mut().insert(HOST, host);
-        request
-            .headers_mut()
-            .insert(AUTHORIZATION, bearer(token).ok_or_else(|| broken("the token makes no header"))?);
-        self.client.request(request).await.map_err(|error| {
-            let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-            let mut words = error.to_string();
-            while let Some(inner) = source {
-                if let Some(own) = inner.downcast_ref::<UpstreamError>() {
-                    return own.clone();
+        loop {
+            let (mut line, kept) = match self.idle.take(&origin) {
+                Some(line) => (line, true),
+                None => (Box::pin(self.dial(&origin)).await?, false),
+            };
+            let bearer = token
+                .bearer(line.proof())
+                .ok_or_else(|| broken(origin.as_str(), "the token makes no header"))?;
+            request.headers_mut().insert(AUTHORIZATION, bearer);
+            match line.exchange(request).await {
+                Ok(response) => {
+                    return Ok(response.map(|body| Answer::new(body, line, origin, Arc::clone(&self.idle))));
                 }
-                words = inner.to_string();
-                source = inner.source();
+                Err(Unanswered::NotSent(unsent)) if kept => request = *unsent,
+                Err(Unanswered::NotSent(_)) => {
+                    return Err(broken(origin.as_str(), "it was closed before a request could be sent"));
+                }
+                Err(Unanswered::Broken(why)) => return Err(broken(origin.as_str(), &why)),
             }
-            broken(&words)
-        })
+        }
+    }
+
+    /// Dials, tunnels and encrypts; there is no way to a connection without TLS.
+    async fn dial(&self, origin: &Authority) -> Result<Line, UpstreamError> {
+        let host = origin.host().trim_matches(['[', ']']);
+        let (io, proof) = self.connector.open_https(host, origin.port_u16().unwrap_or(443)).await?;
+        Line::open(io, proof).await.map_err(|error| broken(origin.as_str(), &line::innermost(&error)))
     }
 }
 
-/// Every connection of this pool is made by [`TlsDialler`], which gives none without TLS.
-fn bearer(token: &AccessToken) -> Option<HeaderValue> {
-    let proof = Encrypted::by_https_pool();
-    let text = ["Bearer ", token.for_wire(&proof)].concat();
-    // taken over, not copied
-    let mut value = HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?;
-    value.set_sensitive(true);
-    Some(value)
+fn broken(origin: &str, why: &str) -> UpstreamError {
+    UpstreamError::Broken { target: origin.to_owned(), why: why.to_owned() }
 }
 
-/// Dials, tunnels and encrypts; there is no way through it without TLS.
-#[derive(Clone, Debug)]
-struct TlsDialler {
-    connector: Arc<Connector>,
+/// A response body, and the work of the connection that it comes over. Read to its end, it gives the connection
+/// back for the next request; dropped before, it closes it.
+pub struct Answer {
+    body: Incoming,
+    driven: Driven,
 }
 
-impl Service<Uri> for TlsDialler {
-    type Response = TokioIo<Pooled>;
-    type Error = UpstreamError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+/// Who does the work of the connection.
+enum Driven {
+    /// Who reads the body.
+    ByReader { line: Line, origin: Authority, idle: Arc<Idle> },
+    /// A task, since the request was not out yet when the answer began. The connection is not used again.
+    ByTask(AbortOnDropHandle<()>),
+    /// Nobody: there is nothing left to do.
+    Done,
+}
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
+impl Answer {
+    fn new(body: Incoming, line: Line, origin: Authority, idle: Arc<Idle>) -> Self {
+        let driven = if line.is_sending() {
+            Driven::ByTask(AbortOnDropHandle::new(tokio::spawn(line.finish())))
+        } else {
+            Driven::ByReader { line, origin, idle }
+        };
+        let mut answer = Self { body, driven };
+        if answer.body.is_end_stream() {
+            answer.let_go();
+        }
+        answer
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = Arc::clone(&self.connector);
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let port = uri.port_u16().unwrap_or(443);
-            let (io, _proof) = connector.open_https(&host, port).await?;
-            Ok(TokioIo::new(Pooled(io)))
-        })
+    /// All of the body has come.
+    fn let_go(&mut self) {
+        match std::mem::replace(&mut self.driven, Driven::Done) {
+            Driven::ByReader { line, origin, idle } => idle.keep(origin, line),
+            // what is left of the request still goes out
+            Driven::ByTask(task) => drop(task.detach()),
+            Driven::Done => {}
+        }
     }
 }
 
-/// A stream that hyper's pool takes.
-struct Pooled(BoxIo);
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
 
-impl Connection for Pooled {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl AsyncRead for Pooled {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+    fn poll_frame(
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let mut polled = Pin::new(&mut this.body).poll_frame(cx);
+        if polled.is_pending()
+            && let Driven::ByReader { line, .. } = &mut this.driven
+        {
+            line.work(cx);
+            polled = Pin::new(&mut this.body).poll_frame(cx);
+        }
+        match &polled {
+            Poll::Ready(None) => this.let_go(),
+            Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => this.let_go(),
+            Poll::Ready(Some(Err(_))) => this.driven = Driven::Done,
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        polled
     }
-}
 
-impl AsyncWrite for Pooled {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

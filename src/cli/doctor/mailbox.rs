@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use http::{Method, Request, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
 use url::Url;
 
 use super::plan::SignIn;
@@ -182,7 +181,7 @@ async fn get_folder(
     }
     let application_only = matches!(grant, Grant::ClientCredentials | Grant::ManagedIdentity);
     let request = request
-        .body(Full::new(Bytes::from(soap(mailbox, application_only))))
+        .body(Full::from(soap(mailbox, application_only)).map_err(|never| match never {}).boxed_unsync())
         .map_err(|error| broken(error.to_string()))?;
     let response = HttpsClient::new(connector).send(request, token).await.map_err(|error| error.explain())?;
     let status = response.status().as_u16();
