@@ -10,6 +10,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock proxy.yaml ./
+COPY .cargo .cargo
 COPY src src
 # the tests are not built, but named in Cargo.toml
 RUN mkdir -p tests && echo 'fn main() {}' > tests/main.rs \
