@@ -5,6 +5,7 @@
 //! variant, so that all its answers stand side by side.
 
 use std::borrow::Cow;
+use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
@@ -206,6 +207,19 @@ impl Refusal {
 fn seconds(duration: Duration) -> String {
     let whole = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
     if whole >= 120 { format!("{} minutes", whole.div_ceil(60)) } else { format!("{whole} seconds") }
+}
+
+/// Longest text of a cause, in characters.
+const MAX_CAUSE: usize = 160;
+
+/// An error and what caused it, the outermost first, a dozen at most.
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (*error).source()).take(12)
+}
+
+/// The last cause, in one line: those above it repeat a URL, or only say that there is one.
+pub fn innermost(error: &(dyn StdError + 'static)) -> String {
+    causes(error).last().map_or_else(String::new, |cause| one_line(&cause.to_string(), MAX_CAUSE))
 }
 
 /// Makes a stranger's text fit to stand in one line of a log or a reply: printable ASCII and no more than

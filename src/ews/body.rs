@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::desk::{BoxBody, BoxError};
 use super::record::Record;
 use super::wire::Patience;
 use crate::seats::Seat;
+pub(super) use crate::upstream::https::text;
 
 /// How much of a request is kept until upstream has taken the token: what is larger, the mail client sends again.
 pub(super) const MAX_REPLAY: usize = 256 << 10;
@@ -20,11 +21,6 @@ pub(super) const MAX_REPLAY: usize = 256 << 10;
 /// How much of an unwanted request is read so that the connection can stay open, and for how long.
 pub(super) const MAX_DRAIN: u64 = 1 << 20;
 pub(super) const DRAIN_TIME: Duration = Duration::from_secs(5);
-
-/// A body of a few words.
-pub(super) fn text(text: impl Into<Bytes>) -> BoxBody {
-    Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
-}
 
 /// No body.
 pub(super) fn empty() -> BoxBody {

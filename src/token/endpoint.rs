@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::answer::{Body, MAX_ANSWER, RawAnswer};
 use crate::certificate::{Flaw, Kind};
-use crate::explain::{Explanation, Fault, Passes, Refusal, one_line};
+use crate::explain::{Explanation, Fault, Passes, Refusal, causes, innermost};
 use crate::secret::Secret;
 
 /// Time limit for DNS, TCP and TLS.
@@ -30,9 +30,6 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Unused connections to the identity provider are closed after this long.
 const POOL_IDLE: Duration = Duration::from_mins(1);
-
-/// Longest text about a transport failure that is kept, in characters.
-const MAX_DETAIL: usize = 160;
 
 /// The way to the identity provider. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -285,7 +282,7 @@ fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, EndpointErr
 }
 
 fn wire_error(error: &reqwest::Error, url: &Url, why: Option<&Why>) -> WireError {
-    let causes: Vec<&(dyn StdError + 'static)> = chain(error).collect();
+    let causes: Vec<&(dyn StdError + 'static)> = causes(error).collect();
     let says = |text: &str| causes.iter().any(|cause| cause.to_string().contains(text));
     let host = url.host_str().unwrap_or_default();
     if let Some(why) = why.filter(|_| says("tunnel error")) {
@@ -334,15 +331,6 @@ fn tls_trouble(error: &rustls::Error, host: &str, detail: String) -> WireError {
         refusal: Refusal::Unavailable { retry_after: None },
     };
     WireError { trouble, detail, story: Some(Box::new(story)) }
-}
-
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (*error).source()).take(12)
-}
-
-/// The last cause of the chain: the outer ones repeat the URL.
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    chain(error).last().map_or_else(String::new, |cause| one_line(&cause.to_string(), MAX_DETAIL))
 }
 
 /// A random UUID (RFC 9562 §5.4).

@@ -21,6 +21,7 @@ use http::header::{AUTHORIZATION, HOST};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,6 +29,7 @@ use self::idle::Idle;
 use self::line::{Line, Unanswered};
 use super::connector::Connector;
 use super::error::UpstreamError;
+use crate::explain::innermost;
 use crate::secret::AccessToken;
 
 /// Any error that a body can end with.
@@ -35,6 +37,11 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A streamed body whose kind no longer matters.
 pub type BoxBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A body of a few words.
+pub fn text(text: impl Into<Bytes>) -> BoxBody {
+    Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
+}
 
 /// TLS connections to HTTP origins, kept between requests. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -95,7 +102,7 @@ impl HttpsClient {
     async fn dial(&self, origin: &Authority) -> Result<Line, UpstreamError> {
         let host = origin.host().trim_matches(['[', ']']);
         let (io, proof) = self.connector.open_https(host, origin.port_u16().unwrap_or(443)).await?;
-        Line::open(io, proof).await.map_err(|error| broken(origin.as_str(), &line::innermost(&error)))
+        Line::open(io, proof).await.map_err(|error| broken(origin.as_str(), &innermost(&error)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, Request, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use url::Url;
 
 use super::plan::SignIn;
@@ -16,7 +16,7 @@ use crate::serve::probe::Probe;
 use crate::token::catalogue::{self, Context};
 use crate::upstream::connector::Connector;
 use crate::upstream::error::UpstreamError;
-use crate::upstream::https::HttpsClient;
+use crate::upstream::https::{self, HttpsClient};
 
 /// The step in which a mail server tells what it offers.
 pub const SERVICE_STEP: &str = "service";
@@ -181,7 +181,7 @@ async fn get_folder(
     }
     let application_only = matches!(grant, Grant::ClientCredentials | Grant::ManagedIdentity);
     let request = request
-        .body(Full::from(soap(mailbox, application_only)).map_err(|never| match never {}).boxed_unsync())
+        .body(https::text(soap(mailbox, application_only)))
         .map_err(|error| broken(error.to_string()))?;
     let response = HttpsClient::new(connector).send(request, token).await.map_err(|error| error.explain())?;
     let status = response.status().as_u16();

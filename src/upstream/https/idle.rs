@@ -66,9 +66,11 @@ impl Idle {
         let until = clock::now() + LIMIT;
         let (one_too_many, needs_keeper) = {
             let mut waiting = self.lock();
-            let same = waiting.lines.iter().filter(|kept| kept.origin == origin).count();
-            let first = waiting.lines.iter().position(|kept| kept.origin == origin);
-            let one_too_many = first.filter(|_| same >= MOST).map(|at| waiting.lines.remove(at));
+            let lines = waiting.lines.iter().enumerate();
+            let mut same = lines.filter(|(_, kept)| kept.origin == origin).map(|(at, _)| at);
+            let first = same.next();
+            let full = same.count() + 1 >= MOST;
+            let one_too_many = first.filter(|_| full).map(|at| waiting.lines.remove(at));
             waiting.lines.push(Kept { origin, line, until });
             (one_too_many, !std::mem::replace(&mut waiting.is_kept, true))
         };

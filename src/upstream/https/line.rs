@@ -1,6 +1,5 @@
 //! One HTTP/1.1 connection, worked by whoever waits for it.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::{BoxBody, BoxError};
+use crate::explain::innermost;
 use crate::secret::Encrypted;
 use crate::stream::BoxIo;
 
@@ -32,12 +32,6 @@ pub(super) struct Line {
     proof: Encrypted,
     /// The request's body has gone out, or will not any more.
     sent: Arc<AtomicBool>,
-}
-
-impl fmt::Debug for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("open", &self.connection.is_some()).finish_non_exhaustive()
-    }
 }
 
 impl Line {
@@ -83,11 +77,7 @@ impl Line {
         let request = request.map(|body| Outgoing { body, _gone: Gone(Arc::clone(&self.sent)) });
         let mut answer = pin!(self.sender.try_send_request(request));
         let answered = poll_fn(|cx| {
-            if let Some(connection) = &mut self.connection
-                && Pin::new(&mut **connection).poll(cx).is_ready()
-            {
-                self.connection = None;
-            }
+            self.work(cx);
             answer.as_mut().poll(cx)
         });
         answered.await.map_err(|mut error| match error.take_message() {
@@ -111,15 +101,6 @@ impl Line {
         let mut goodbye = pin!(self.finish());
         let _said: Poll<()> = goodbye.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     }
-}
-
-/// The words of the error at the bottom: those above it only say that there is one.
-pub(super) fn innermost(error: &hyper::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
 }
 
 /// A request body that says when hyper is through with it.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
@@ -10,10 +9,6 @@ use super::*;
 use crate::secret::Encrypted;
 
 const ORIGIN: Authority = Authority::from_static("outlook.office365.com");
-
-fn text(text: &'static str) -> BoxBody {
-    Full::from(text).map_err(|never| match never {}).boxed_unsync()
-}
 
 fn post(body: BoxBody) -> Request<BoxBody> {
     Request::post("/EWS/Exchange.asmx").header(HOST, ORIGIN.as_str()).body(body).unwrap()
