@@ -40,6 +40,7 @@ pub(super) struct Reader<'a> {
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     /// Relative paths start here.
     pub(super) base: &'a Path,
+    /// By place.
     findings: RefCell<Vec<(Place, Problem)>>,
     files: RefCell<Vec<PathBuf>>,
     /// What was put in from the environment.
@@ -91,7 +92,6 @@ impl<'a> Reader<'a> {
             }
             *words = fit(words);
         }
-        findings.sort_by_key(|(place, _)| (place.line, place.column));
         findings
     }
 
@@ -110,7 +110,9 @@ impl<'a> Reader<'a> {
         let problem = Problem { line: at.line, column: at.column, what, remedy, severity, excerpt: None };
         let mut findings = self.findings.borrow_mut();
         if !findings.iter().any(|(_, known)| *known == problem) {
-            findings.push((at, problem));
+            let before =
+                findings.partition_point(|(place, _)| (place.line, place.column) <= (at.line, at.column));
+            findings.insert(before, (at, problem));
         }
     }
 

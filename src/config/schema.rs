@@ -23,8 +23,10 @@ pub fn schema() -> Value {
 
 /// A section with these keys and no others.
 fn section(name: &str, keys: &[&str]) -> Value {
-    let properties: Map<String, Value> =
-        keys.iter().map(|&key| (key.to_owned(), property(name, key).unwrap_or_else(|| json!({})))).collect();
+    let mut properties = Map::new();
+    for &key in keys {
+        properties.insert(key.to_owned(), property(name, key).unwrap_or_else(|| json!({})));
+    }
     json!({"type": ["object", "null"], "properties": properties, "additionalProperties": false})
 }
 

@@ -430,14 +430,11 @@ impl Call<'_> {
 }
 
 fn read_state(state: &str) -> Option<BTreeMap<u64, bool>> {
-    state
-        .split(',')
-        .filter(|word| !word.is_empty())
-        .map(|word| {
-            let read = word.ends_with('r');
-            word.trim_end_matches(['r', 'u']).parse().ok().map(|id| (id, read))
-        })
-        .collect()
+    let mut known = BTreeMap::new();
+    for word in state.split(',').filter(|word| !word.is_empty()) {
+        known.insert(word.trim_end_matches(['r', 'u']).parse().ok()?, word.ends_with('r'));
+    }
+    Some(known)
 }
 
 /// Folders that hold no mail; here they hold nothing, and IMAP does not see them: distinguished id, name, element, class.

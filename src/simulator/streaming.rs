@@ -104,14 +104,12 @@ impl Stream {
     }
 
     fn ids(&self) -> BTreeSet<(usize, u64)> {
-        let folders = self.folders.iter().enumerate();
-        folders
-            .flat_map(|(at, (mailbox, folder))| {
-                let ids = mailbox
-                    .read(*folder, |folder| folder.messages.iter().map(|message| message.id).collect());
-                ids.into_iter().flat_map(|ids: Vec<u64>| ids).map(move |id| (at, id))
-            })
-            .collect()
+        let mut known = BTreeSet::new();
+        for (at, (mailbox, folder)) in self.folders.iter().enumerate() {
+            mailbox
+                .read(*folder, |folder| known.extend(folder.messages.iter().map(|message| (at, message.id))));
+        }
+        known
     }
 
     fn events(&self, before: &BTreeSet<(usize, u64)>, now: &BTreeSet<(usize, u64)>) -> String {

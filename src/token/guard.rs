@@ -280,17 +280,15 @@ impl Guard {
         if self.people.len() < MAX_KNOWN {
             return;
         }
-        let rank = |person: &Person| {
-            (person.locked_until.is_some() || person.spent_until.is_some(), person.wrong.len())
-        };
-        let mut ranked: Vec<_> = self
+        let held = |person: &Person| person.locked_until.is_some() || person.spent_until.is_some();
+        let mut ranked: Vec<(bool, u64, Digest)> = self
             .people
             .iter()
             .filter(|person| person.pending == 0)
-            .map(|person| (rank(&person), *person.key()))
+            .map(|person| (held(&person), person.wrong.len() as u64, *person.key()))
             .collect();
         ranked.sort_unstable();
-        for (_, key) in ranked.into_iter().take(MAX_KNOWN / 16) {
+        for (_, _, key) in ranked.into_iter().take(MAX_KNOWN / 16) {
             self.people.remove(&key);
         }
     }

@@ -141,8 +141,11 @@ pub fn versions(minimum: TlsVersion) -> &'static [&'static SupportedProtocolVers
 /// SHA-256, which the handshake's key schedule (RFC 8446 §7.1) mostly is, and hardly any for SHA-384.
 pub fn provider(tls: &Tls) -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
-    // a stable sort: all others keep rustls' order
-    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    // all others keep rustls' order
+    let (mut suites, others): (Vec<_>, Vec<_>) = (provider.cipher_suites.into_iter())
+        .partition(|suite| suite.suite() == CipherSuite::TLS13_AES_128_GCM_SHA256);
+    suites.extend(others);
+    provider.cipher_suites = suites;
     if !tls.post_quantum {
         provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
     }

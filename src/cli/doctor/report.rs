@@ -181,8 +181,11 @@ impl Branch {
             }
         }
         // what was left out early stands where it was planned
-        let place = |line: &Line| planned.iter().position(|step| *step == line.step).unwrap_or(usize::MAX);
-        self.lines.sort_by_key(place);
+        let mut lines = std::mem::take(&mut self.lines);
+        for step in &planned {
+            self.lines.extend(lines.extract_if(.., |line| line.step == *step));
+        }
+        self.lines.append(&mut lines);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The store that ends with the process. There are no replicas to share with, so it shares nothing.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::ready;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use crate::token::digest::keyed_digest;
 /// Keeps sign-ins as long as the process lives.
 pub struct MemoryStore {
     key: hmac::Key,
-    sign_ins: Mutex<HashMap<SignInKey, StoredSignIn>>,
+    sign_ins: Mutex<BTreeMap<SignInKey, StoredSignIn>>,
 }
 
 impl MemoryStore {
@@ -27,7 +27,7 @@ impl MemoryStore {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, &*key), sign_ins: Mutex::default() }
     }
 
-    fn sign_ins_now(&self) -> MutexGuard<'_, HashMap<SignInKey, StoredSignIn>> {
+    fn sign_ins_now(&self) -> MutexGuard<'_, BTreeMap<SignInKey, StoredSignIn>> {
         self.sign_ins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -74,9 +74,7 @@ impl Store for MemoryStore {
     }
 
     fn sign_ins(&self) -> StoreFuture<'_, Vec<(SignInKey, StoredSignIn)>> {
-        let mut all: Vec<_> =
-            self.sign_ins_now().iter().map(|(key, sign_in)| (key.clone(), sign_in.clone())).collect();
-        all.sort_by(|a, b| a.0.cmp(&b.0));
+        let all = self.sign_ins_now().iter().map(|(key, sign_in)| (key.clone(), sign_in.clone())).collect();
         Box::pin(ready(Ok(all)))
     }
 

@@ -11,6 +11,7 @@
 //! counts as not there. It is dialled when it is first needed, and every command has a time limit: if it is
 //! away, logins go on without it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -241,16 +242,15 @@ impl Store for RedisStore {
     fn sign_ins(&self) -> StoreFuture<'_, Vec<(SignInKey, StoredSignIn)>> {
         Box::pin(async move {
             let all: Vec<(String, Vec<u8>)> = self.ask(cmd("HGETALL").arg(SIGN_INS)).await?;
-            let mut opened: Vec<_> =
-                all.iter().filter_map(|(field, sealed)| self.unseal_sign_in(field, sealed)).collect();
+            let mut opened = BTreeMap::new();
+            opened.extend(all.iter().filter_map(|(field, sealed)| self.unseal_sign_in(field, sealed)));
             if opened.is_empty() && !all.is_empty() {
                 return Err(StoreError::WrongKey(self.server.clone()));
             }
             if opened.len() < all.len() {
                 self.junk(SIGN_INS);
             }
-            opened.sort_by(|a, b| a.0.cmp(&b.0));
-            Ok(opened)
+            Ok(opened.into_iter().collect())
         })
     }
 
