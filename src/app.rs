@@ -31,6 +31,7 @@ use crate::seats::Seats;
 use crate::serve::listener::Door;
 use crate::serve::recorder::Recordings;
 use crate::serve::station::Station;
+use crate::task;
 use crate::telemetry::metrics::Metrics;
 use crate::token::broker::{Broker, BrokerSettings};
 use crate::token::managed::ManagedIdentity;
@@ -147,8 +148,8 @@ impl App {
         }
         rooms.learn();
         app.house.metrics.reloaded(true, clock::wall());
-        tokio::spawn(Arc::clone(&app.house.broker).renew_forever(app.stopping.clone()));
-        tokio::spawn(Arc::clone(&app.live).watch_sign_ins(app.stopping.clone()));
+        task::start(Arc::clone(&app.house.broker).renew_forever(app.stopping.clone()));
+        task::start(Arc::clone(&app.live).watch_sign_ins(app.stopping.clone()));
         Ok(app)
     }
 
@@ -289,7 +290,7 @@ impl App {
                 trouble: Arc::clone(&trouble),
             };
             let closing = door.closing.clone();
-            tokio::spawn(door.keep(socket));
+            task::start(door.keep(socket));
             closing
         } else {
             let closing = self.stopping.child_token();
@@ -298,7 +299,7 @@ impl App {
                 metrics: Arc::clone(&self.house.metrics),
                 listen: vec![bound],
             };
-            tokio::spawn(admin::serve(socket, Arc::new(desk), closing.clone()));
+            task::start(admin::serve(socket, Arc::new(desk), closing.clone()));
             closing
         };
         state.open.push(Open { key: wish.key.clone(), bound, room, closing, trouble });
@@ -322,7 +323,7 @@ impl App {
         let missing = fewer - self.places.forget_permits(fewer);
         if let Ok(missing @ 1..) = u32::try_from(missing) {
             let places = Arc::clone(&self.places);
-            tokio::spawn(async move {
+            task::start(async move {
                 if let Ok(given_back) = places.acquire_many_owned(missing).await {
                     given_back.forget();
                 }

@@ -52,6 +52,7 @@ pub mod explain;
 pub mod seats;
 pub mod secret;
 pub mod stream;
+pub mod task;
 pub mod telemetry;
 // Office 365 in a box, for the demo and the tests
 pub mod simulator;

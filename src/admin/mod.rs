@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use self::reply::Reply;
 use self::status::StatusSource;
+use crate::task;
 use crate::telemetry::metrics::Metrics;
 
 /// Connections at once; the next one waits.
@@ -71,10 +72,10 @@ pub async fn serve(listener: TcpListener, desk: Arc<AdminDesk>, cancel: Cancella
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let (desk, cancel) = (Arc::clone(&desk), cancel.clone());
-                    connections.spawn(async move {
+                    connections.spawn(task::boxed(async move {
                         connection(stream, desk, cancel).await;
                         drop(seat);
-                    });
+                    }));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the admin listener cannot accept");

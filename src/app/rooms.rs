@@ -23,6 +23,7 @@ use crate::serve::tls as front_tls;
 use crate::serve::turnstile::Turnstile;
 use crate::serve::warm::{WarmConnections, WarmSettings};
 use crate::stream::BoxIo;
+use crate::task;
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::token::broker::Broker;
 use crate::token::endpoint::Endpoint;
@@ -98,7 +99,7 @@ impl Leftovers {
     /// been answered.
     pub(super) fn clear(self) {
         self.closing.cancel();
-        tokio::spawn(async move {
+        task::start(async move {
             sleep(LONGEST_REQUEST).await;
             self.gateway.cancel();
         });

@@ -19,6 +19,7 @@ use crate::config;
 use crate::config::Loaded;
 use crate::config::model::{Config, LogFormat};
 use crate::explain::{Explain as _, Explanation};
+use crate::task;
 use crate::telemetry::{log, traces};
 
 /// How often files are looked at with `run.reload-on-change`. A change is taken once it has stood this long:
@@ -129,8 +130,8 @@ async fn serve(loaded: Loaded, identity: Option<Identity>, path: &Path, mut look
     };
     tell_addresses(&app);
     service::ready();
-    let alive = tokio::spawn(service::watchdog());
-    let pulse = tokio::spawn(pulse());
+    let alive = task::start(service::watchdog());
+    let pulse = task::start(pulse());
     loop {
         let order = tokio::select! {
             order = orders.recv() => order.unwrap_or(Order::Stop),
@@ -234,7 +235,7 @@ enum Order {
 fn orders() -> mpsc::Receiver<Order> {
     let (sender, orders) = mpsc::channel(8);
     let ctrl_c = sender.clone();
-    tokio::spawn(async move {
+    task::start(async move {
         while tokio::signal::ctrl_c().await.is_ok() && ctrl_c.send(Order::Stop).await.is_ok() {}
     });
     #[cfg(unix)]
@@ -243,9 +244,11 @@ fn orders() -> mpsc::Receiver<Order> {
         for (kind, order) in [(SignalKind::terminate(), Order::Stop), (SignalKind::hangup(), Order::Reload)] {
             let sender = sender.clone();
             match signal(kind) {
-                Ok(mut signals) => drop(tokio::spawn(async move {
-                    while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
-                })),
+                Ok(mut signals) => {
+                    task::start(async move {
+                        while signals.recv().await.is_some() && sender.send(order).await.is_ok() {}
+                    });
+                }
                 Err(error) => tracing::warn!(%error, "a signal cannot be waited for"),
             }
         }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::proxied::{HeaderError, real_peer};
 use crate::config::model::Listener;
+use crate::task::{self, Work};
 use crate::telemetry::metrics::{ListenerLabel, Metrics};
 use crate::upstream::dial;
 
@@ -57,9 +57,6 @@ pub struct Visit {
     pub place: Option<OwnedSemaphorePermit>,
 }
 
-/// A visit, from its first byte to its last.
-pub type Stay = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// What a visitor finds behind the door. A reload puts another room there; who is in stays where he is.
 pub struct Room {
     /// Whose door.
@@ -67,7 +64,7 @@ pub struct Room {
     /// For a load balancer's PROXY header.
     pub header_limit: Duration,
     /// Serves a visit.
-    pub serve: Box<dyn Fn(Visit) -> Stay + Send + Sync>,
+    pub serve: Box<dyn Fn(Visit) -> Work + Send + Sync>,
 }
 
 /// Why nobody gets in just now; cleared by the next one who does.
@@ -121,11 +118,11 @@ impl Door {
                     }
                     if contains(&room.listener.proxy_protocol_from, peer) {
                         let door = self.clone();
-                        self.tracker.spawn(async move {
+                        self.tracker.spawn(task::boxed(async move {
                             if let Some(visit) = door.introduced(&room, io, peer).await {
                                 (room.serve)(visit).await;
                             }
-                        });
+                        }));
                     } else if may_enter(&room.listener, peer) {
                         let place = Arc::clone(&self.places).try_acquire_owned().ok();
                         self.tracker.spawn((room.serve)(Visit { io, peer, place }));

@@ -26,6 +26,7 @@ use crate::protocol::smtp::boundary::{Boundary, Envelope};
 use crate::protocol::smtp::front::SmtpFront;
 use crate::seats::Seats;
 use crate::secret::{Credentials, Secret};
+use crate::task;
 use crate::telemetry::metrics::Metrics;
 use crate::token::request::Tokens;
 use crate::upstream::connector::Connector;
@@ -115,7 +116,7 @@ impl Station {
     pub fn keep_up(self: &Arc<Self>) {
         if self.offer.is_due(clock::now()) {
             let station = Arc::clone(self);
-            drop(tokio::spawn(async move { station.learn().await }));
+            task::start(async move { station.learn().await });
         }
     }
 

@@ -27,6 +27,7 @@ use crate::clock;
 use crate::config::model::{MailServer, Protocol};
 use crate::protocol::machine::{Back, Errand};
 use crate::stream::BoxIo;
+use crate::task;
 use crate::telemetry::metrics::{Metrics, UpstreamLabel, WarmLabels};
 use crate::upstream::connector::Connector;
 
@@ -174,7 +175,7 @@ impl WarmConnections {
             missing
         };
         for _ in 0..missing {
-            self.settings.tracker.spawn(Arc::clone(self).keep());
+            self.settings.tracker.spawn(task::boxed(Arc::clone(self).keep()));
         }
     }
 

@@ -32,11 +32,8 @@ pub(super) async fn serve(
     office: Arc<Office>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> io::Result<()> {
-    web::serve(stream, |request| {
-        let office = Arc::clone(&office);
-        async move { handle(&office, request).await }
-    })
-    .await
+    web::serve(office, stream, |office, request| Box::pin(async move { handle(&office, request).await }))
+        .await
 }
 
 async fn handle(office: &Office, request: Request<Incoming>) -> io::Result<Answer> {

@@ -13,6 +13,7 @@ use super::{
     http::{self as web, Answer, Piped},
     item::Stretch,
     journal::{Event, EwsRequest, Service},
+    listen::Job,
     mischief::{EwsFault, hang},
     office::Office,
     random, soap,
@@ -33,11 +34,8 @@ pub(super) async fn serve(
     office: Arc<Office>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> io::Result<()> {
-    web::serve(stream, |request| {
-        let office = Arc::clone(&office);
-        async move { handle(&office, request).await }
-    })
-    .await
+    web::serve(office, stream, |office, request| Box::pin(async move { handle(&office, request).await }))
+        .await
 }
 
 async fn handle(office: &Arc<Office>, request: Request<Incoming>) -> io::Result<Answer> {
@@ -154,12 +152,13 @@ fn perform(office: &Arc<Office>, bearer: &Bearer, mailbox: &str, operation: &Ele
         };
         let (sender, piped) = Piped::new();
         let end = office.end.clone();
-        tokio::spawn(async move {
+        let job: Job = Box::pin(async move {
             tokio::select! {
                 () = end.cancelled() => {}
                 () = stream.run(sender) => {}
             }
         });
+        tokio::spawn(job);
         return piped.answer(XML);
     }
     let call = soap::Call { office, mailbox: office.post.open(mailbox), user: bearer.user.clone() };
@@ -278,7 +277,7 @@ fn send(office: &Arc<Office>, stretches: Vec<Stretch>) -> Answer {
         return web::answer(200, XML, whole);
     }
     let (sender, piped) = Piped::new();
-    tokio::spawn(async move {
+    let job: Job = Box::pin(async move {
         let pieces = stretches.into_iter().flat_map(pieces);
         let total = pieces.size_hint().0;
         for (at, piece) in pieces.enumerate() {
@@ -296,6 +295,7 @@ fn send(office: &Arc<Office>, stretches: Vec<Stretch>) -> Answer {
             }
         }
     });
+    tokio::spawn(job);
     piped.answer(XML)
 }
 

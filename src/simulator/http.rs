@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,26 +24,29 @@ use tokio::{
     time::timeout,
 };
 
+use super::office::Office;
+
 /// Any answer's body.
 pub(super) type Answer = Response<BoxBody<Bytes, io::Error>>;
 
 /// How long a request's body may take.
 const BODY_TIME: Duration = Duration::from_mins(10);
 
+/// An answer that is being made. Boxed, as both services are one to hyper then, whose code is in the program once.
+pub(super) type Answering = Pin<Box<dyn Future<Output = io::Result<Answer>> + Send>>;
+
 /// Serves requests of one connection, one after the other.
-pub(super) async fn serve<H, F>(
+pub(super) async fn serve(
+    office: Arc<Office>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    handle: H,
-) -> io::Result<()>
-where
-    H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = io::Result<Answer>>,
-{
+    handle: fn(Arc<Office>, Request<Incoming>) -> Answering,
+) -> io::Result<()> {
+    let handle = service_fn(move |request| handle(Arc::clone(&office), request));
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_mins(2))
         .max_buf_size(256 * 1024)
-        .serve_connection(TokioIo::new(stream), service_fn(handle))
+        .serve_connection(TokioIo::new(stream), handle)
         .await
         .map_err(io::Error::other)
 }

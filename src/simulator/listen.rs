@@ -1,6 +1,12 @@
 //! Accepts connections for one service, and stops doing so while mischief says that it is down.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -16,6 +22,9 @@ use super::{
     pop3, smtp,
     wire::Peer,
 };
+
+/// What the simulator spawns: of one type, as each would have tokio's code for a task once more.
+pub(super) type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One service at one port.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +45,14 @@ pub(super) async fn open(
     let listener = TcpListener::bind((office.settings.address, door.port)).await?;
     let address = listener.local_addr()?;
     let (office, places, sessions) = (Arc::clone(office), Arc::clone(places), tasks.clone());
-    tasks.spawn(async move {
+    let job: Job = Box::pin(async move {
         let end = office.end.clone();
         tokio::select! {
             () = end.cancelled() => {}
             () = attend(office, listener, address, places, sessions, door) => {}
         }
     });
+    tasks.spawn(job);
     Ok(address)
 }
 
@@ -120,9 +130,9 @@ fn welcome(
     stream.set_nodelay(true).ok();
     office.journal.write(Event::Connected(door.service));
     let office = Arc::clone(office);
-    sessions.spawn(async move {
+    let job: Job = Box::pin(async move {
         let end = office.end.clone();
-        let session = Box::pin(serve(office, stream, door));
+        let session = pin!(serve(office, stream, door));
         tokio::select! {
             () = end.cancelled() => {}
             // How a session failed is for the other end to notice.
@@ -130,6 +140,7 @@ fn welcome(
         }
         drop(place);
     });
+    sessions.spawn(job);
 }
 
 async fn serve(office: Arc<Office>, stream: TcpStream, door: Door) -> io::Result<()> {

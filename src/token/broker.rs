@@ -24,6 +24,7 @@ use crate::clock;
 use crate::config::model::{self, Account, Application, Grant, Protocol};
 use crate::explain::{Explain as _, Explanation};
 use crate::secret::{AccessToken, Credentials, Secret};
+use crate::task;
 use crate::telemetry::metrics::Metrics;
 
 /// A request goes on this long at least, even if the caller has less patience: others may want its result.
@@ -205,9 +206,9 @@ impl Broker {
         if dropped {
             let inner = Arc::clone(&self.inner);
             let shared = inner.shared_key(&names, request.account, request.protocol, request.credentials);
-            drop(tokio::spawn(async move {
+            task::start(async move {
                 drop(inner.asker.stored(inner.asker.store.unshare_token(&shared)).await);
-            }));
+            });
         }
         dropped
     }
@@ -242,7 +243,7 @@ impl Broker {
                     && let Some(question) = renewal(&slot, now)
                 {
                     let inner = Arc::clone(&self.inner);
-                    drop(tokio::spawn(async move { inner.renew(key, &slot, question).await }));
+                    task::start(async move { inner.renew(key, &slot, question).await });
                 }
             }
         }

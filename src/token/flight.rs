@@ -11,6 +11,8 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::watch;
 
+use crate::task;
+
 /// Work under way, by key. Cheap to clone.
 #[derive(Debug)]
 pub struct Flights<K: Eq + Hash, T> {
@@ -51,7 +53,7 @@ where
                 let landing = Landing { key: place.key().clone(), under_way: Arc::clone(&self.under_way) };
                 let work = work();
                 place.insert(result.clone());
-                tokio::spawn(async move {
+                task::start(async move {
                     let done = work.await;
                     // Off the list before the result is out: who comes later finds what it left behind.
                     drop(landing);

@@ -26,6 +26,7 @@ use super::error::UpstreamError;
 use super::tunnel;
 use crate::config::model::Purpose;
 use crate::secret::Secret;
+use crate::task;
 
 /// The user name of the credential; the password is random.
 const USER: &str = "mailkey";
@@ -74,7 +75,7 @@ impl Gateway {
             expected: gateway.expected(),
             failures: Arc::clone(&gateway.failures),
         });
-        tokio::spawn(async move {
+        task::start(async move {
             tokio::select! {
                 () = keeper.keep(listener) => {}
                 () = closing.cancelled() => {}
@@ -135,7 +136,7 @@ impl Keeper {
             match listener.accept().await {
                 Ok((socket, _)) => {
                     let keeper = Arc::clone(&self);
-                    tokio::spawn(async move {
+                    task::start(async move {
                         keeper.serve(socket).await;
                         drop(place);
                     });

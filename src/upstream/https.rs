@@ -31,6 +31,7 @@ use super::connector::Connector;
 use super::error::UpstreamError;
 use crate::explain::innermost;
 use crate::secret::AccessToken;
+use crate::task;
 
 /// Any error that a body can end with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -130,7 +131,7 @@ enum Driven {
 impl Answer {
     fn new(body: Incoming, line: Line, origin: Authority, idle: Arc<Idle>) -> Self {
         let driven = if line.is_sending() {
-            Driven::ByTask(AbortOnDropHandle::new(tokio::spawn(line.finish())))
+            Driven::ByTask(AbortOnDropHandle::new(task::start(line.finish())))
         } else {
             Driven::ByReader { line, origin, idle }
         };

@@ -19,14 +19,15 @@ pub mod report;
 pub mod route;
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use self::identity::{Clerk, Got};
 use self::plan::{Patient, Plan};
@@ -194,8 +195,8 @@ impl Surgery {
     }
 
     async fn walk_identities(self: &Arc<Self>, plan: &Plan) -> Result<Vec<Branch>, String> {
-        let mut walks = JoinSet::new();
-        for (at, identity) in plan.identities.iter().enumerate() {
+        let mut walks = Vec::new();
+        for identity in &plan.identities {
             let endpoints = identity.account.application.endpoints.clone();
             let host = endpoints.token.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = endpoints.token.port_or_known_default().unwrap_or(443);
@@ -205,17 +206,17 @@ impl Surgery {
             branch.listeners.clone_from(&identity.listeners);
             identity::plan(&mut branch, &route);
             let shared = Arc::clone(self);
-            walks.spawn(async move {
+            walks.push(apart(async move {
                 identity::walk(&mut branch, &route, &shared.endpoint, &endpoints).await;
-                (at, branch)
-            });
+                branch
+            }));
         }
         in_order(walks).await
     }
 
     async fn walk_ways(self: &Arc<Self>, plan: &Plan) -> Result<Vec<Walked>, String> {
-        let mut walks = JoinSet::new();
-        for (at, way) in plan.ways.iter().enumerate() {
+        let mut walks = Vec::new();
+        for way in &plan.ways {
             let (host, port, purpose) = match &way.upstream {
                 Upstream::Mail(server) => (server.host.clone(), server.port, Purpose::Mail),
                 Upstream::Http(url) => {
@@ -236,7 +237,7 @@ impl Surgery {
                 branch.plan(mailbox::MAILBOX_STEP);
             }
             let (upstream, protocol) = (way.upstream.clone(), way.protocol);
-            walks.spawn(async move {
+            walks.push(apart(async move {
                 match &upstream {
                     Upstream::Mail(server) => {
                         mailbox::walk_mail(&mut branch, &route, server, protocol).await;
@@ -246,8 +247,8 @@ impl Surgery {
                         warn_of_the_end(&mut branch, url.host_str().unwrap_or_default());
                     }
                 }
-                (at, Walked { branch, connector: route.connector })
-            });
+                Walked { branch, connector: route.connector }
+            }));
         }
         in_order(walks).await
     }
@@ -259,28 +260,28 @@ impl Surgery {
         tokens: &[Vec<Got>],
         patient: &Patient,
     ) -> Result<Vec<Branch>, String> {
-        let mut sign_ins = JoinSet::new();
-        for (at, (walked, way)) in ways.into_iter().zip(&plan.ways).enumerate() {
+        let mut sign_ins = Vec::new();
+        for (walked, way) in ways.into_iter().zip(&plan.ways) {
             let sign_in = way.sign_in.clone();
             let token = sign_in.as_ref().and_then(|sign_in| {
                 let (identity, ask) = sign_in.token;
                 tokens.get(identity)?.get(ask)?.clone()
             });
             let (upstream, protocol, user) = (way.upstream.clone(), way.protocol, patient.user.clone());
-            sign_ins.spawn(async move {
+            sign_ins.push(apart(async move {
                 let Walked { mut branch, connector } = walked;
-                let Some(sign_in) = sign_in else { return (at, branch) };
+                let Some(sign_in) = sign_in else { return branch };
                 let Some(account) = sign_in.account.clone() else {
                     branch.fail(mailbox::SIGN_IN_STEP, mailbox::not_served(&user), Vec::new(), None);
-                    return (at, branch);
+                    return branch;
                 };
                 let Some(token) = token else {
                     branch.leave_out(mailbox::SIGN_IN_STEP, "not reached: there is no token");
                     branch.leave_out(mailbox::MAILBOX_STEP, "not reached: there is no token");
-                    return (at, branch);
+                    return branch;
                 };
                 if branch.is_broken() {
-                    return (at, branch);
+                    return branch;
                 }
                 match &upstream {
                     Upstream::Mail(server) => {
@@ -293,8 +294,8 @@ impl Surgery {
                             .await;
                     }
                 }
-                (at, branch)
-            });
+                branch
+            }));
         }
         in_order(sign_ins).await
     }
@@ -328,14 +329,20 @@ fn finished(first: Vec<Branch>, then: impl IntoIterator<Item = Branch>) -> Vec<B
     all
 }
 
+/// A task that ends with its handle. Boxed, as [`task::boxed`](crate::task::boxed) is.
+fn apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
+    let work: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(work);
+    AbortOnDropHandle::new(tokio::spawn(work))
+}
+
 /// What the tasks bring home, in the order in which they were sent out.
-async fn in_order<T: Send + 'static>(mut tasks: JoinSet<(usize, T)>) -> Result<Vec<T>, String> {
-    let mut all = Vec::new();
-    while let Some(done) = tasks.join_next().await {
+async fn in_order<T>(tasks: Vec<AbortOnDropHandle<T>>) -> Result<Vec<T>, String> {
+    let mut all = Vec::with_capacity(tasks.len());
+    for task in tasks {
         all.push(
-            done.map_err(|error| format!("a step came to no end because of a fault in mailkey: {error}"))?,
+            task.await
+                .map_err(|error| format!("a step came to no end because of a fault in mailkey: {error}"))?,
         );
     }
-    all.sort_by_key(|(at, _)| *at);
-    Ok(all.into_iter().map(|(_, one)| one).collect())
+    Ok(all)
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::line::Line;
 use crate::clock;
+use crate::task;
 
 /// How long a connection may wait: Exchange Online closes after two minutes.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -78,7 +79,7 @@ impl Idle {
             kept.line.close();
         }
         if needs_keeper {
-            tokio::spawn(close_in_time(Arc::downgrade(self), until));
+            task::start(close_in_time(Arc::downgrade(self), until));
         }
     }
 
