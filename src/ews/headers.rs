@@ -1,9 +1,6 @@
 //! Header fields, rebuilt for the other side: what is the connection's own never crosses, the rest does.
 
-use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, LOCATION, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, LOCATION, SET_COOKIE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Uri};
 
 use super::desk::Origin;
@@ -26,15 +23,17 @@ pub enum Anchor<'a> {
 /// `Authorization` of every scheme, framing, `Expect`, and all that claims to come from a proxy. Everything
 /// else stays, `User-Agent` and cookies above all: Exchange's access policies and affinity hang on them.
 pub fn for_upstream(headers: &mut HeaderMap, anchor: Anchor<'_>) {
-    drop_hop_by_hop(headers);
-    for name in [HOST, AUTHORIZATION, EXPECT, CONTENT_LENGTH] {
-        headers.remove(name);
-    }
-    drop_matching(headers, |name| {
-        name == "forwarded"
-            || name.starts_with("x-forwarded-")
-            || name == "x-real-ip"
-            || name == "x-original-url"
+    drop_unfit(headers, |name| {
+        matches!(
+            name,
+            "host"
+                | "authorization"
+                | "expect"
+                | "content-length"
+                | "forwarded"
+                | "x-real-ip"
+                | "x-original-url"
+        ) || name.starts_with("x-forwarded-")
     });
     let mailbox = match anchor {
         Anchor::Default(mailbox) => mailbox,
@@ -58,8 +57,7 @@ pub fn for_upstream(headers: &mut HeaderMap, anchor: Anchor<'_>) {
 /// listener to web pages; `Alt-Svc` and `Strict-Transport-Security` speak of an origin that is not ours.
 /// `Location` has been dealt with before, by [`redirect`].
 pub fn for_mail_client(headers: &mut HeaderMap, plain: bool) {
-    drop_hop_by_hop(headers);
-    drop_matching(headers, |name| {
+    drop_unfit(headers, |name| {
         matches!(
             name,
             "www-authenticate"
@@ -134,7 +132,9 @@ pub fn diagnostics(headers: &HeaderMap) -> String {
     crate::explain::one_line(&shown.join(" | "), 600)
 }
 
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
+/// Drops what belongs to the connection (RFC 9110 §7.6.1), what `Connection` names, and what is not wanted besides.
+/// One pass: whatever is looked up by name is hashed for it, whether it is there or not.
+fn drop_unfit(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -143,16 +143,22 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name: &HeaderName| *name != CONTENT_LENGTH)
         .collect();
-    for name in named.into_iter().chain([CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE]) {
-        headers.remove(name);
-    }
-    drop_matching(headers, |name| {
-        name == "keep-alive" || name == "http2-settings" || name.starts_with("proxy-")
-    });
-}
-
-fn drop_matching(headers: &mut HeaderMap, unwanted: impl Fn(&str) -> bool) {
-    let found: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name.as_str())).cloned().collect();
+    let of_the_connection = |name: &str| {
+        matches!(
+            name,
+            "connection"
+                | "keep-alive"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "http2-settings"
+        ) || name.starts_with("proxy-")
+    };
+    let unfit = |name: &HeaderName| {
+        of_the_connection(name.as_str()) || unwanted(name.as_str()) || named.contains(name)
+    };
+    let found: Vec<HeaderName> = headers.keys().filter(|name| unfit(name)).cloned().collect();
     for name in found {
         headers.remove(name);
     }

@@ -33,8 +33,21 @@ const SEAL: usize = 64 * 1024;
 /// Room for heads, tags and nonces of the records of [`SEAL`] octets, and for an alert or a key update before them.
 const OVERHEAD: usize = 1024;
 
+/// Room for either.
+const ROOM: usize = if READ > SEAL + OVERHEAD { READ } else { SEAL + OVERHEAD };
+
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Lends the thread's [`ROOM`]. Taken out, not borrowed: the stream below may be one that wants it, too (an
+/// `https://` proxy), and gets one of its own.
+fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut scratch = SCRATCH.take();
+    scratch.resize(ROOM, 0);
+    let done = work(&mut scratch);
+    SCRATCH.set(scratch);
+    done
 }
 
 /// A stream in TLS. Dropped without a shutdown, it sends no `close_notify`.
@@ -152,12 +165,7 @@ impl TlsStream {
     /// Reads once from the socket and opens what has come whole: into `buf`, what does not fit into `self.text`.
     /// Says how much came.
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
-        // taken out, not borrowed: the stream below may be one of these too (an `https://` proxy)
-        let mut scratch = SCRATCH.take();
-        scratch.resize(READ, 0);
-        let filled = self.poll_fill_by(cx, buf, &mut scratch);
-        SCRATCH.set(scratch);
-        filled
+        with_scratch(|scratch| self.poll_fill_by(cx, buf, scratch.get_mut(..READ).unwrap_or_default()))
     }
 
     fn poll_fill_by(
@@ -277,11 +285,7 @@ impl AsyncWrite for TlsStream {
         if text.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let mut scratch = SCRATCH.take();
-        scratch.resize(SEAL + OVERHEAD, 0);
-        let written = this.poll_write_by(cx, text, &mut scratch);
-        SCRATCH.set(scratch);
-        written
+        with_scratch(|scratch| this.poll_write_by(cx, text, scratch))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
