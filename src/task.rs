@@ -4,16 +4,16 @@ use std::pin::Pin;
 
 use tokio::task::JoinHandle;
 
-/// Work whose outcome, if any, is told by other means.
-pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Work that is to be spawned.
+pub type Work<T = ()> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Boxes work that is to be spawned. Of each kind of future that it is given, tokio keeps 4 KB of code (all of a
+/// Boxes work. Of each kind of future that it is given, tokio keeps 4 KB of code (all of a
 /// task's life, for each of its two schedulers).
-pub fn boxed(work: impl Future<Output = ()> + Send + 'static) -> Work {
+pub fn boxed<T>(work: impl Future<Output = T> + Send + 'static) -> Work<T> {
     Box::pin(work)
 }
 
 /// Starts work of its own. It goes on when the handle is dropped.
-pub fn start(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+pub fn start<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(boxed(work))
 }

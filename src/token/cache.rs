@@ -237,13 +237,12 @@ impl Cache {
 
     /// A sixteenth goes: spent slots first, then those longest unused. So the cost is spread over many inserts.
     fn make_room(&self, now: Instant) {
-        let mut ranked: Vec<(bool, u64, Digest)> = self
+        let ranked = self
             .slots
             .iter()
             .map(|slot| (!slot.is_spent(now), slot.used.load(Ordering::Relaxed), *slot.key()))
             .collect();
-        ranked.sort_unstable();
-        for (_, _, key) in ranked.into_iter().take(self.capacity / 16 + 1) {
+        for key in lowest(ranked, self.capacity / 16 + 1) {
             self.slots.remove(&key);
         }
     }
@@ -251,6 +250,12 @@ impl Cache {
     fn tick(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// The keys of so many that rank lowest: they have to make room.
+pub(super) fn lowest(mut ranked: Vec<(bool, u64, Digest)>, count: usize) -> impl Iterator<Item = Digest> {
+    ranked.sort_unstable();
+    ranked.into_iter().take(count).map(|(_, _, key)| key)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::time::Instant;
 
+use super::cache::lowest;
 use super::entropy::{Digest, same};
 use super::error::TokenError;
 use crate::config::model;
@@ -281,14 +282,13 @@ impl Guard {
             return;
         }
         let held = |person: &Person| person.locked_until.is_some() || person.spent_until.is_some();
-        let mut ranked: Vec<(bool, u64, Digest)> = self
+        let ranked = self
             .people
             .iter()
             .filter(|person| person.pending == 0)
             .map(|person| (held(&person), person.wrong.len() as u64, *person.key()))
             .collect();
-        ranked.sort_unstable();
-        for (_, _, key) in ranked.into_iter().take(MAX_KNOWN / 16) {
+        for key in lowest(ranked, MAX_KNOWN / 16) {
             self.people.remove(&key);
         }
     }

@@ -19,7 +19,6 @@ pub mod report;
 pub mod route;
 
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +38,7 @@ use super::{FAILED, MISUSED, go_on_as};
 use crate::clock;
 use crate::config::model::{Config, Purpose, Upstream};
 use crate::serve::probe::Probe;
+use crate::task;
 use crate::token::endpoint::Endpoint;
 use crate::upstream::connector::Connector;
 use crate::upstream::tls;
@@ -329,10 +329,9 @@ fn finished(first: Vec<Branch>, then: impl IntoIterator<Item = Branch>) -> Vec<B
     all
 }
 
-/// A task that ends with its handle. Boxed, as [`task::boxed`](crate::task::boxed) is.
+/// A task that ends with its handle.
 fn apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
-    let work: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(work);
-    AbortOnDropHandle::new(tokio::spawn(work))
+    AbortOnDropHandle::new(task::start(work))
 }
 
 /// What the tasks bring home, in the order in which they were sent out.
