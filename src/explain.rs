@@ -229,6 +229,10 @@ pub fn innermost(error: &(dyn StdError + 'static)) -> String {
 /// assert_eq!(mailkey::explain::one_line("no\r\nway \u{1b}[31m", 80), "no??way ?[31m");
 /// ```
 pub fn one_line(text: &str, max: usize) -> String {
+    // mostly there is nothing to do, and octets are quicker to look through than characters
+    if text.len() <= max && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+        return text.to_owned();
+    }
     let mut line = String::with_capacity(text.len().min(max));
     line.extend(text.chars().take(max).map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }));
     line

@@ -107,10 +107,13 @@ impl Exchange {
     }
 }
 
+/// A message that holds a token, in base64. Boxed, so that it is wiped in one go.
+pub type Message = Zeroizing<Box<str>>;
+
 /// The client's first message of XOAUTH2 or OAUTHBEARER (RFC 7628 §3.1), in base64, never folded.
 ///
 /// The proof shows that the socket it goes to is encrypted.
-pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<Box<str>> {
+pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Message {
     let token = sign_in.token.for_wire(proof);
     let mailbox = &sign_in.mailbox;
     let message = match sign_in.mechanism {
@@ -121,7 +124,6 @@ pub fn bearer(sign_in: &SignIn, proof: &Encrypted) -> Zeroizing<Box<str>> {
             format!("n,a={user},\u{1}host={host}\u{1}port={port}\u{1}auth=Bearer {token}\u{1}\u{1}")
         }
     };
-    // boxed, it is wiped in one go as well
     Zeroizing::new(encode(&Passing(message.into_bytes())).into_boxed_str())
 }
 

@@ -26,7 +26,7 @@ use super::grammar::{is_client_name, joined, mechanisms, offer, reply_line};
 use crate::explain::one_line;
 use crate::protocol::line::{Inbox, MAX_REPLY_LINE, Taken};
 use crate::protocol::machine::{Back, BackError, Errand, Offer, SignIn, Step, Welcome};
-use crate::protocol::sasl;
+use crate::protocol::sasl::{self, Message};
 use crate::secret::Encrypted;
 
 /// Lines in one reply.
@@ -82,7 +82,7 @@ enum State {
     /// It was answered; somebody will sign in, or nobody.
     Waiting(Reply),
     /// `AUTH XOAUTH2` was said, without the token.
-    Announced(SignIn, Offer),
+    Announced { sign_in: SignIn, offer: Offer, message: Message },
     /// The token was sent.
     Presented {
         sign_in: SignIn,
@@ -238,9 +238,11 @@ impl SmtpBack {
             (State::Encrypting, 500..600) => self.fail(BackError::NoStartTls),
             (State::Hello, 250) => self.proceed(reply),
 
-            (State::Announced(sign_in, offer), 334) => self.present(sign_in, offer),
+            (State::Announced { sign_in, offer, message }, 334) => self.present(sign_in, offer, &message),
             (State::Presented { sign_in, offer, inline: true }, 334) if reply.is_empty() => {
-                self.present(sign_in, offer)
+                let Some(proof) = &self.proof else { return self.not_encrypted() };
+                let message = sasl::bearer(&sign_in, proof);
+                self.present(sign_in, offer, &message)
             }
             (State::Presented { sign_in, .. }, 334) => {
                 self.say(sasl::answer_to_challenge(sign_in.mechanism));
@@ -251,10 +253,10 @@ impl SmtpBack {
                 self.end(Ok(Welcome { offer: Some(offer), reply: reply.joined() }))
             }
             // "504 Unrecognized authentication type" (RFC 4954 §4)
-            (State::Announced(..) | State::Presented { .. }, 502 | 504) => {
+            (State::Announced { .. } | State::Presented { .. }, 502 | 504) => {
                 self.fail(BackError::NoMechanism { offered: reply.joined() })
             }
-            (State::Announced(..) | State::Presented { .. }, 500..=501 | 505..600) => {
+            (State::Announced { .. } | State::Presented { .. }, 500..=501 | 505..600) => {
                 self.fail(BackError::Refused { reply: reply.joined(), challenge: None })
             }
             (State::Challenged { challenge }, 500..600) => {
@@ -308,12 +310,10 @@ impl SmtpBack {
         let Some(proof) = &self.proof else { return self.not_encrypted() };
         let message = sasl::bearer(&sign_in, proof);
         let in_one_line = "AUTH ".len() + mechanism.len() + " ".len() + message.len() + "\r\n".len();
-        let is_microsofts =
-            MICROSOFT.iter().any(|domain| sign_in.host.to_ascii_lowercase().ends_with(domain));
-        let limit = if is_microsofts { MAX_AUTH_LINE_AT_MICROSOFT } else { MAX_AUTH_LINE };
+        let limit = if is_microsofts(&sign_in.host) { MAX_AUTH_LINE_AT_MICROSOFT } else { MAX_AUTH_LINE };
         if in_one_line > limit {
             self.say(&format!("AUTH {mechanism}"));
-            return State::Announced(sign_in, offer);
+            return State::Announced { sign_in, offer, message };
         }
         let line = ["AUTH ", mechanism, " ", &message, "\r\n"].concat();
         self.steps.push_back(Step::Write(line.into_bytes()));
@@ -321,10 +321,8 @@ impl SmtpBack {
     }
 
     /// The token, on a line of its own.
-    fn present(&mut self, sign_in: SignIn, offer: Offer) -> State {
-        let Some(proof) = &self.proof else { return self.not_encrypted() };
-        let message = sasl::bearer(&sign_in, proof);
-        self.say(&message);
+    fn present(&mut self, sign_in: SignIn, offer: Offer, message: &str) -> State {
+        self.say(message);
         State::Presented { sign_in, offer, inline: false }
     }
 
@@ -359,7 +357,7 @@ impl State {
             Self::Introduced | Self::Hello => "`250` to EHLO",
             Self::Encrypting => "`220` to STARTTLS",
             Self::Waiting(_) => "nothing before the sign-in",
-            Self::Announced(..) => "`334` to AUTH",
+            Self::Announced { .. } => "`334` to AUTH",
             Self::Presented { .. } => "`235`, `535` or a challenge to the token",
             Self::Challenged { .. } => "`535` after the error challenge",
             Self::Upgrading | Self::Over => "nothing",
@@ -381,6 +379,13 @@ impl Reply {
     fn is_empty(&self) -> bool {
         self.lines.iter().all(|line| line.trim().is_empty())
     }
+}
+
+fn is_microsofts(host: &str) -> bool {
+    MICROSOFT.iter().any(|domain| {
+        let end = host.len().checked_sub(domain.len()).and_then(|start| host.get(start..));
+        end.is_some_and(|end| end.eq_ignore_ascii_case(domain))
+    })
 }
 
 fn printable(text: &[u8]) -> String {

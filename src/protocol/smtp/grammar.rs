@@ -253,12 +253,18 @@ pub fn is_client_name(name: &str) -> bool {
 
 /// Whether an EHLO line is ours to say: what is about signing in and encryption.
 ///
-/// `AUTH=` is an old form of `AUTH`; `X-EXPS` and `X-ANONYMOUSTLS` are Exchange's own.
+/// `X-EXPS` and `X-ANONYMOUSTLS` are Exchange's own.
 pub fn is_ours(line: &str) -> bool {
-    let keyword = line.split([' ', '=']).next().unwrap_or_default();
+    let (keyword, _) = ehlo_keyword(line);
     ["AUTH", "STARTTLS", "ENHANCEDSTATUSCODES", "X-EXPS", "X-ANONYMOUSTLS", "XCLIENT", "XFORWARD"]
         .iter()
         .any(|ours| ours.eq_ignore_ascii_case(keyword))
+}
+
+/// An EHLO line's keyword, and its parameters (RFC 5321 §4.1.1.1; `AUTH=` is an old form of `AUTH`).
+fn ehlo_keyword(line: &str) -> (&str, &str) {
+    let end = line.bytes().position(|b| matches!(b, b' ' | b'=')).unwrap_or(line.len());
+    (line.get(..end).unwrap_or_default(), line.get(end + 1..).unwrap_or_default())
 }
 
 /// The offer behind upstream's EHLO lines (its greeting line left out), without what [`is_ours`].
@@ -270,7 +276,7 @@ pub fn offer(lines: &[String]) -> Offer {
 /// The mechanisms among upstream's EHLO lines (RFC 4954 §3), in upper case.
 pub fn mechanisms(lines: &[String]) -> Vec<String> {
     let behind = |line: &String| {
-        let (keyword, mechanisms) = line.trim().split_once([' ', '='])?;
+        let (keyword, mechanisms) = ehlo_keyword(line.trim());
         keyword.eq_ignore_ascii_case("AUTH").then(|| mechanisms.to_ascii_uppercase())
     };
     let mut found = Vec::new();
