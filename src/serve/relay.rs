@@ -165,7 +165,8 @@ pub async fn relay(front: BoxIo, back: BoxIo, rules: Rules) -> Ended {
     let mut ending: Option<Ending> = None;
     let drained = rules.draining.cancelled_owned();
     let mut drained = std::pin::pin!(drained);
-    let mut timer = std::pin::pin!(sleep_until(pipe.last));
+    // a deadline that has come already would wake the thread that waits for sockets
+    let mut timer = std::pin::pin!(sleep_until(pipe.last + rules.idle));
     let how = std::future::poll_fn(|cx| {
         loop {
             if ending.is_none() && drained.as_mut().poll(cx).is_ready() {

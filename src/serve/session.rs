@@ -67,7 +67,7 @@ pub async fn serve(station: Arc<Station>, visit: Visit) {
         code = field::Empty,
     );
     // boxed, so that a session that has signed in does not carry its sign-in's state along
-    match Box::pin(session.sign_in(Box::new(visit.io), full).instrument(span.clone())).await {
+    match Box::pin(session.sign_in(Box::new(visit.io), full)).instrument(span.clone()).await {
         Outcome::SignedIn(signed_in) => {
             span.record("outcome", "signed in");
             session.relay(*signed_in).instrument(span).await;
