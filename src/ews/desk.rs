@@ -2,17 +2,18 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::uri::{Authority, InvalidUri, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use prometheus_client::metrics::counter::Counter;
 
 use crate::config::model::{Limits, Listener, Upstream};
 use crate::explain::{Explain as _, Explanation};
 use crate::seats::Seats;
 use crate::secret::AccessToken;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, RelayLabels};
 use crate::token::request::Tokens;
 use crate::upstream::https::HttpsClient;
 pub use crate::upstream::https::{BoxBody, BoxError};
@@ -67,6 +68,8 @@ pub struct Desk {
     pub(super) origin: Origin,
     /// Where it listens.
     pub(super) address: Option<SocketAddr>,
+    /// Octets up and down: looked up among all counters once.
+    relayed: OnceLock<[Counter; 2]>,
 }
 
 /// Why a listener cannot serve EWS.
@@ -107,7 +110,19 @@ impl Desk {
         };
         let origin = Origin { scheme: Scheme::HTTPS, authority: authority.parse()? };
         let plain = listener.tls == crate::config::model::FrontTls::Off;
-        Ok(Self { listener, tokens, sender, seats, limits, metrics, plain, origin, address: None })
+        let relayed = OnceLock::new();
+        Ok(Self { listener, tokens, sender, seats, limits, metrics, plain, origin, address: None, relayed })
+    }
+
+    /// Counts octets of bodies.
+    pub(super) fn count_relayed(&self, up: u64, down: u64) {
+        let counter = |direction| {
+            let labels = RelayLabels { listener: self.listener.name.clone(), direction };
+            self.metrics.relayed.get_or_create_owned(&labels)
+        };
+        let [upward, downward] = self.relayed.get_or_init(|| ["up", "down"].map(counter));
+        upward.inc_by(up);
+        downward.inc_by(down);
     }
 
     /// The same for one of the listener's sockets: mail clients may be told this address.

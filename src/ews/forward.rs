@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, EXPECT, LOCATION};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderName, LOCATION};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Bytes, Incoming};
@@ -29,6 +29,9 @@ use crate::secret::Credentials;
 use crate::telemetry::traces::SPANS;
 use crate::token::catalogue::Context;
 use crate::token::request::{Granted, TokenRequest};
+
+/// Whether a web page of ours sent it, another's, or no page at all: browsers say so (Fetch Metadata Request Headers).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What the requests of one connection share.
 #[derive(Clone)]
@@ -246,9 +249,8 @@ fn admit(caller: &Caller, request: &Request<()>, place: Option<Place>) -> Result
     if !target::names_its_host(request) {
         return Err(Stop::HungUp("not exactly one host"));
     }
-    let foreign =
-        request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
-    if foreign {
+    let site = request.headers().get(SEC_FETCH_SITE);
+    if site.is_some_and(|site| site != "same-origin" && site != "none") {
         return Err(EwsError::WebPage.into());
     }
     place.ok_or(NOT_FOUND)

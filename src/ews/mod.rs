@@ -56,14 +56,12 @@ use crate::clock;
 use crate::explain::Refusal;
 use crate::stream::BoxIo;
 
-/// Largest request head, in octets. Cookies of Exchange run to a few KiB.
+/// Largest request head, in octets. Cookies of Exchange run to a few KiB. hyper takes 100 header fields in it unless it
+/// is told a number, for which it then makes room at each request.
 const MAX_HEAD: usize = 64 << 10;
 
 /// Read and write buffer of a connection, in octets: what a body can have in flight here.
 const MAX_BUFFER: usize = 64 << 10;
-
-/// Most header fields in a request.
-const MAX_FIELDS: usize = 100;
 
 /// What is read of somebody who is turned away, in octets: a request of the usual size.
 const MAX_UNREAD: u64 = 64 << 10;
@@ -128,7 +126,6 @@ pub async fn serve(io: BoxIo, peer: SocketAddr, desk: Arc<Desk>, cancel: Cancell
         .half_close(false)
         .keep_alive(true)
         .title_case_headers(true)
-        .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_BUFFER)
         .timer(TokioTimer::new())

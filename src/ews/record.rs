@@ -12,7 +12,6 @@ use super::body::RequestBody;
 use super::desk::Desk;
 use crate::clock;
 use crate::explain::{Explanation, one_line};
-use crate::telemetry::metrics::RelayLabels;
 use crate::telemetry::traces::SPANS;
 use crate::token::request::Origin;
 
@@ -186,11 +185,8 @@ impl Drop for Record {
     fn drop(&mut self) {
         let (up, down) = (self.body.octets(), self.down);
         let listener = &self.desk.listener.name;
-        for (direction, octets) in [("up", up), ("down", down)] {
-            let labels = RelayLabels { listener: listener.clone(), direction };
-            if octets > 0 && self.token.is_some() {
-                self.desk.metrics.relayed.get_or_create(&labels).inc_by(octets);
-            }
+        if self.token.is_some() && up + down > 0 {
+            self.desk.count_relayed(up, down);
         }
         self.totals.up.fetch_add(up, Ordering::Relaxed);
         self.totals.down.fetch_add(down, Ordering::Relaxed);

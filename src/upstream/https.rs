@@ -74,9 +74,6 @@ impl HttpsClient {
             return Err(broken(origin.as_str(), "a token goes to https:// only"));
         }
         *request.uri_mut() = Uri::from(uri.path_and_query.unwrap_or(PathAndQuery::from_static("/")));
-        let host = HeaderValue::from_str(origin.as_str())
-            .map_err(|_| broken(origin.as_str(), "the host makes no header"))?;
-        request.headers_mut().insert(HOST, host);
         loop {
             let (mut line, kept) = match self.idle.take(&origin) {
                 Some(line) => (line, true),
@@ -85,6 +82,7 @@ impl HttpsClient {
             let bearer = token
                 .bearer(line.proof())
                 .ok_or_else(|| broken(origin.as_str(), "the token makes no header"))?;
+            request.headers_mut().insert(HOST, line.host().clone());
             request.headers_mut().insert(AUTHORIZATION, bearer);
             match line.exchange(request).await {
                 Ok(response) => {
@@ -101,9 +99,11 @@ impl HttpsClient {
 
     /// Dials, tunnels and encrypts; there is no way to a connection without TLS.
     async fn dial(&self, origin: &Authority) -> Result<Line, UpstreamError> {
+        let header = HeaderValue::from_str(origin.as_str())
+            .map_err(|_| broken(origin.as_str(), "the host makes no header"))?;
         let host = origin.host().trim_matches(['[', ']']);
         let (io, proof) = self.connector.open_https(host, origin.port_u16().unwrap_or(443)).await?;
-        Line::open(io, proof).await.map_err(|error| broken(origin.as_str(), &innermost(&error)))
+        Line::open(io, proof, header).await.map_err(|error| broken(origin.as_str(), &innermost(&error)))
     }
 }
 

@@ -67,11 +67,7 @@ impl Idle {
         let until = clock::now() + LIMIT;
         let (one_too_many, needs_keeper) = {
             let mut waiting = self.lock();
-            let lines = waiting.lines.iter().enumerate();
-            let mut same = lines.filter(|(_, kept)| kept.origin == origin).map(|(at, _)| at);
-            let first = same.next();
-            let full = same.count() + 1 >= MOST;
-            let one_too_many = first.filter(|_| full).map(|at| waiting.lines.remove(at));
+            let one_too_many = waiting.one_too_many(&origin);
             waiting.lines.push(Kept { origin, line, until });
             (one_too_many, !std::mem::replace(&mut waiting.is_kept, true))
         };
@@ -98,6 +94,20 @@ impl Idle {
             kept.line.close();
         }
         next
+    }
+}
+
+impl Waiting {
+    /// The connection that makes room for another to this origin, where there is none.
+    fn one_too_many(&mut self, origin: &Authority) -> Option<Kept> {
+        // hosts are compared letter by letter, and mostly there is room
+        if self.lines.len() < MOST {
+            return None;
+        }
+        let lines = self.lines.iter().enumerate();
+        let mut same = lines.filter(|(_, kept)| kept.origin == *origin).map(|(at, _)| at);
+        let first = same.next()?;
+        (same.count() + 1 >= MOST).then(|| self.lines.remove(first))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -30,20 +30,26 @@ pub(super) struct Line {
     /// `None` once it has ended.
     connection: Option<Box<Connection<TokioIo<BoxIo>, Outgoing>>>,
     proof: Encrypted,
+    host: HeaderValue,
     /// The request's body has gone out, or will not any more.
     sent: Arc<AtomicBool>,
 }
 
 impl Line {
-    pub(super) async fn open(io: BoxIo, proof: Encrypted) -> Result<Self, hyper::Error> {
+    pub(super) async fn open(io: BoxIo, proof: Encrypted, host: HeaderValue) -> Result<Self, hyper::Error> {
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let sent = Arc::new(AtomicBool::new(true));
-        Ok(Self { sender, connection: Some(Box::new(connection)), proof, sent })
+        Ok(Self { sender, connection: Some(Box::new(connection)), proof, host, sent })
     }
 
     /// That there is TLS on it.
     pub(super) fn proof(&self) -> &Encrypted {
         &self.proof
+    }
+
+    /// Where it leads, for the `Host` of its requests.
+    pub(super) fn host(&self) -> &HeaderValue {
+        &self.host
     }
 
     /// Whether a part of the request's body is still to come.

@@ -33,7 +33,12 @@ impl Body for Pieces {
 /// A connection, and its other end.
 async fn line() -> (Line, DuplexStream) {
     let (near, far) = tokio::io::duplex(64 << 10);
-    (Line::open(Box::new(near), Encrypted::pretend()).await.unwrap(), far)
+    (
+        Line::open(Box::new(near), Encrypted::pretend(), HeaderValue::from_static("localhost"))
+            .await
+            .unwrap(),
+        far,
+    )
 }
 
 /// Reads until this has come.
