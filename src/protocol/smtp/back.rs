@@ -382,10 +382,8 @@ impl Reply {
 }
 
 fn is_microsofts(host: &str) -> bool {
-    MICROSOFT.iter().any(|domain| {
-        let end = host.len().checked_sub(domain.len()).and_then(|start| host.get(start..));
-        end.is_some_and(|end| end.eq_ignore_ascii_case(domain))
-    })
+    let host = host.to_ascii_lowercase();
+    MICROSOFT.iter().any(|domain| host.ends_with(domain))
 }
 
 fn printable(text: &[u8]) -> String {
