@@ -7,13 +7,12 @@ use std::sync::{Arc, OnceLock};
 use http::uri::{Authority, InvalidUri, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use prometheus_client::metrics::counter::Counter;
 
 use crate::config::model::{Limits, Listener, Upstream};
 use crate::explain::{Explain as _, Explanation};
 use crate::seats::Seats;
 use crate::secret::AccessToken;
-use crate::telemetry::metrics::{Metrics, RelayLabels};
+use crate::telemetry::metrics::{Metrics, Relayed};
 use crate::token::request::Tokens;
 use crate::upstream::https::HttpsClient;
 pub use crate::upstream::https::{BoxBody, BoxError};
@@ -68,8 +67,8 @@ pub struct Desk {
     pub(super) origin: Origin,
     /// Where it listens.
     pub(super) address: Option<SocketAddr>,
-    /// Octets up and down: looked up among all counters once.
-    relayed: OnceLock<[Counter; 2]>,
+    /// Looked up among all counters once.
+    relayed: OnceLock<Relayed>,
 }
 
 /// Why a listener cannot serve EWS.
@@ -114,15 +113,9 @@ impl Desk {
         Ok(Self { listener, tokens, sender, seats, limits, metrics, plain, origin, address: None, relayed })
     }
 
-    /// Counts octets of bodies.
-    pub(super) fn count_relayed(&self, up: u64, down: u64) {
-        let counter = |direction| {
-            let labels = RelayLabels { listener: self.listener.name.clone(), direction };
-            self.metrics.relayed.get_or_create_owned(&labels)
-        };
-        let [upward, downward] = self.relayed.get_or_init(|| ["up", "down"].map(counter));
-        upward.inc_by(up);
-        downward.inc_by(down);
+    /// The listener's counters of what is relayed.
+    pub(super) fn relayed(&self) -> &Relayed {
+        self.relayed.get_or_init(|| self.metrics.relayed_by(&self.listener.name))
     }
 
     /// The same for one of the listener's sockets: mail clients may be told this address.

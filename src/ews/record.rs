@@ -186,7 +186,7 @@ impl Drop for Record {
         let (up, down) = (self.body.octets(), self.down);
         let listener = &self.desk.listener.name;
         if self.token.is_some() && up + down > 0 {
-            self.desk.count_relayed(up, down);
+            self.desk.relayed().count(up, down);
         }
         self.totals.up.fetch_add(up, Ordering::Relaxed);
         self.totals.down.fetch_add(down, Ordering::Relaxed);

@@ -29,7 +29,7 @@ use crate::protocol::machine::{
 };
 use crate::seats::Seat;
 use crate::stream::BoxIo;
-use crate::telemetry::metrics::{ListenerLabel, RelayLabels};
+use crate::telemetry::metrics::ListenerLabel;
 use crate::telemetry::traces::SPANS;
 use crate::token::catalogue::Context;
 use crate::token::request::{Granted, Origin, TokenRequest};
@@ -567,10 +567,7 @@ impl Session {
     fn ended(&self, user: &str, mechanism: &str, opened: &Opened, ended: &Ended, extra: (u64, u64)) {
         let listener = &self.station.listener;
         let (up, down) = (ended.up + extra.0, ended.down + extra.1);
-        for (direction, bytes) in [("up", up), ("down", down)] {
-            let labels = RelayLabels { listener: listener.name.clone(), direction };
-            self.station.metrics.relayed.get_or_create(&labels).inc_by(bytes);
-        }
+        self.station.metrics.relayed_by(&listener.name).count(up, down);
         tracing::info!(
             session = self.id,
             listener = listener.name,

@@ -83,6 +83,21 @@ pub struct RefusalLabels {
     pub code: String,
 }
 
+/// Both counters of what a listener relays.
+#[derive(Clone, Debug)]
+pub struct Relayed {
+    up: Counter,
+    down: Counter,
+}
+
+impl Relayed {
+    /// So many octets went towards Office 365, and so many came from there.
+    pub fn count(&self, up: u64, down: u64) {
+        self.up.inc_by(up);
+        self.down.inc_by(down);
+    }
+}
+
 /// See [`Metrics`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RelayLabels {
@@ -203,6 +218,14 @@ impl Metrics {
         if is_taken {
             self.reload_time.set(now.as_second());
         }
+    }
+
+    /// The counters of what this listener relays.
+    pub fn relayed_by(&self, listener: &str) -> Relayed {
+        let counter = |direction| {
+            self.relayed.get_or_create_owned(&RelayLabels { listener: listener.to_owned(), direction })
+        };
+        Relayed { up: counter("up"), down: counter("down") }
     }
 
     /// A login ended well.
