@@ -41,7 +41,8 @@ pub const MAX_AUTH_LINE: usize = 512;
 /// is spared.
 pub const MAX_AUTH_LINE_AT_MICROSOFT: usize = 12_288;
 
-/// Where that holds: Microsoft's submission hosts in all clouds.
+/// Where that holds: Microsoft's submission hosts in all clouds, as they are configured, or as they call themselves
+/// where another name leads to them.
 const MICROSOFT: [&str; 4] = [".office365.com", ".office365.us", ".outlook.com", ".partner.outlook.cn"];
 
 /// What of a reply is kept for the log, in characters.
@@ -310,7 +311,8 @@ impl SmtpBack {
         let Some(proof) = &self.proof else { return self.not_encrypted() };
         let message = sasl::bearer(&sign_in, proof);
         let in_one_line = "AUTH ".len() + mechanism.len() + " ".len() + message.len() + "\r\n".len();
-        let limit = if is_microsofts(&sign_in.host) { MAX_AUTH_LINE_AT_MICROSOFT } else { MAX_AUTH_LINE };
+        let at_microsoft = is_microsofts(&sign_in.host) || is_microsofts(reply.domain());
+        let limit = if at_microsoft { MAX_AUTH_LINE_AT_MICROSOFT } else { MAX_AUTH_LINE };
         if in_one_line > limit {
             self.say(&format!("AUTH {mechanism}"));
             return State::Announced { sign_in, offer, message };
@@ -369,6 +371,11 @@ impl Reply {
     /// All in one printable line.
     fn joined(&self) -> String {
         joined(self.code, &self.lines, MAX_REPLY_TEXT)
+    }
+
+    /// Who answers EHLO, in its own words (`ehlo-ok-rsp`, RFC 5321 §4.1.1.1).
+    fn domain(&self) -> &str {
+        self.lines.first().and_then(|line| line.split(' ').next()).unwrap_or_default()
     }
 
     /// The lines of an EHLO answer behind its first, which only greets.
