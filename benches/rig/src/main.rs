@@ -10,6 +10,7 @@
 #[allow(dead_code, reason = "the tests count round trips with it")]
 #[path = "../../../tests/distance.rs"]
 mod distance;
+mod gateway;
 mod load;
 mod measure;
 mod pipe;
@@ -80,6 +81,9 @@ enum Command {
     /// The bare pipe: `port:upstream` for each door.
     #[command(hide = true)]
     Pipe { authority: PathBuf, doors: Vec<String> },
+    /// The bare gateway for EWS: one thread, as Mailkey has on two processors.
+    #[command(hide = true)]
+    Gateway { authority: PathBuf, door: String },
     /// The load generator.
     #[command(hide = true)]
     Load,
@@ -131,6 +135,12 @@ fn main() -> Result<()> {
             let (ports, upstream) = pairs(&doors)?;
             block_on(pipe::run(&ports, &upstream, &authority))
         }
+        Command::Gateway { authority, door } => {
+            let (port, upstream) = pair(&door)?;
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(
+                async { tokio::spawn(async move { gateway::run(port, upstream, &authority).await }).await? },
+            )
+        }
         Command::Load => block_on(load::run()),
         Command::Far { milliseconds, targets } => {
             block_on(far(targets, std::time::Duration::from_millis(milliseconds)))
@@ -154,11 +164,10 @@ async fn far(targets: Vec<u16>, one_way: std::time::Duration) -> Result<()> {
 
 /// `1143:9993` and so on.
 fn pairs(doors: &[String]) -> Result<(Vec<u16>, Vec<u16>)> {
-    doors
-        .iter()
-        .map(|door| {
-            let (near, far) = door.split_once(':').with_context(|| format!("`{door}` is no `port:port`"))?;
-            Ok((near.parse::<u16>()?, far.parse::<u16>()?))
-        })
-        .collect()
+    doors.iter().map(|door| pair(door)).collect()
+}
+
+fn pair(door: &str) -> Result<(u16, u16)> {
+    let (near, far) = door.split_once(':').with_context(|| format!("`{door}` is no `port:port`"))?;
+    Ok((near.parse()?, far.parse()?))
 }

@@ -77,7 +77,9 @@ impl Measure {
 
     /// Those that it makes sense for.
     fn things(self) -> &'static [Thing] {
-        use Thing::{Direct, Dovecot, Emailproxy, Haproxy, Mailkey, MailkeyCold, Nginx, Pipe, Stunnel};
+        use Thing::{
+            Direct, Dovecot, Emailproxy, Gateway, Haproxy, Mailkey, MailkeyCold, Nginx, Pipe, Stunnel,
+        };
         match self {
             Self::Logins | Self::Idle | Self::Storm | Self::Bulk => {
                 &[Mailkey, Emailproxy, Dovecot, Nginx, Haproxy, Stunnel, Pipe]
@@ -85,7 +87,7 @@ impl Measure {
             Self::Latency => &[Mailkey, Emailproxy, Dovecot, Nginx, Haproxy, Stunnel, Pipe, Direct],
             Self::Distance => &[Mailkey, MailkeyCold, Emailproxy, Dovecot, Haproxy, Pipe],
             Self::Start => &[Mailkey, Emailproxy, Dovecot, Nginx, Haproxy, Stunnel, Pipe],
-            Self::Ews => &[Mailkey, Nginx, Pipe],
+            Self::Ews => &[Mailkey, Nginx, Gateway, Pipe],
             Self::Growth => &[Mailkey, Dovecot, Nginx, Haproxy, Pipe],
         }
     }
@@ -194,7 +196,7 @@ impl Run<'_> {
 
     /// A peer that cannot keep up is remarked upon, by the first line; what is our own has to.
     fn forgive(&mut self, thing: Thing, error: &str) -> Result<()> {
-        ensure!(!thing.is_mailkey() && thing != Thing::Pipe, "{error}");
+        ensure!(!thing.is_mailkey() && !matches!(thing, Thing::Pipe | Thing::Gateway), "{error}");
         self.remark(error.lines().next().unwrap_or_default().to_owned());
         Ok(())
     }
@@ -265,7 +267,9 @@ fn version(thing: Thing) -> Option<String> {
     };
     let package = |name: &str| said("dpkg-query", &["-W", "-f", "${Version}", name]);
     Some(match thing {
-        Thing::Direct | Thing::Pipe | Thing::MailkeyCold | Thing::MailkeyClassic => return None,
+        Thing::Direct | Thing::Pipe | Thing::Gateway | Thing::MailkeyCold | Thing::MailkeyClassic => {
+            return None;
+        }
         Thing::Mailkey => format!("Mailkey {}", said("git", &["describe", "--always", "--dirty"])?),
         Thing::Emailproxy => "email-oauth2-proxy 2026.7.3".to_owned(),
         Thing::Dovecot => format!("Dovecot {}", package("dovecot-core")?),

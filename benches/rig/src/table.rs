@@ -134,6 +134,7 @@ fn title(thing: &str) -> &str {
         "haproxy" => "HAProxy",
         "stunnel" => "stunnel",
         "pipe" => "bare tokio + rustls pipe",
+        "gateway" => "bare hyper gateway, no password, no log",
         "direct" => "nothing between",
         other => other,
     }

@@ -31,6 +31,8 @@ pub enum Thing {
     Direct,
     /// The benchmark's own bare tokio and rustls pipe.
     Pipe,
+    /// The benchmark's own bare gateway for EWS.
+    Gateway,
     Mailkey,
     /// Mailkey with `warm-connections: 0`.
     MailkeyCold,
@@ -44,13 +46,14 @@ pub enum Thing {
 }
 
 impl Thing {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Mailkey,
         Self::Emailproxy,
         Self::Dovecot,
         Self::Nginx,
         Self::Haproxy,
         Self::Stunnel,
+        Self::Gateway,
         Self::Pipe,
         Self::Direct,
     ];
@@ -60,6 +63,7 @@ impl Thing {
         match self {
             Self::Direct => "direct",
             Self::Pipe => "pipe",
+            Self::Gateway => "gateway",
             Self::Mailkey => "mailkey",
             Self::MailkeyCold => "mailkey-cold",
             Self::MailkeyClassic => "mailkey-classic",
@@ -82,10 +86,12 @@ impl Thing {
 
     pub fn speaks(self, protocol: Protocol) -> bool {
         match protocol {
-            Protocol::Imap | Protocol::Pop3 | Protocol::Smtp => true,
+            Protocol::Imap | Protocol::Pop3 | Protocol::Smtp => self != Self::Gateway,
             // the others would have to speak SMTP for it
             Protocol::Submission => self.is_mailkey() || self == Self::Emailproxy,
-            Protocol::Ews => self.is_mailkey() || matches!(self, Self::Nginx | Self::Pipe | Self::Direct),
+            Protocol::Ews => {
+                self.is_mailkey() || matches!(self, Self::Nginx | Self::Gateway | Self::Pipe | Self::Direct)
+            }
         }
     }
 }

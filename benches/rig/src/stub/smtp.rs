@@ -5,21 +5,25 @@ use anyhow::Result;
 use super::House;
 use crate::wire::{Io, Wire};
 
+/// What it calls itself, as Exchange Online does.
+const NAME: &str = "XX0P000.outlook.office365.com";
+
 pub(super) async fn serve(house: &House, stream: Box<dyn Io>, encrypted: bool) -> Result<()> {
     let mut encrypted = encrypted;
     let mut wire = Wire::new(stream);
-    wire.say(b"220 localhost ready\r\n").await?;
+    wire.say(format!("220 {NAME} Microsoft ESMTP MAIL Service ready\r\n").as_bytes()).await?;
     while let Some(line) = wire.line().await? {
         let upper = line.to_ascii_uppercase();
         let mut words = upper.split(' ');
         let answer: &[u8] = match words.next().unwrap_or_default() {
-            "EHLO" if encrypted => {
-                b"250-localhost\r\n250-SIZE 157286400\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-CHUNKING\r\n\
-                  250-ENHANCEDSTATUSCODES\r\n250 AUTH PLAIN LOGIN XOAUTH2\r\n"
-            }
             "EHLO" => {
-                b"250-localhost\r\n250-SIZE 157286400\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-CHUNKING\r\n\
-                  250-ENHANCEDSTATUSCODES\r\n250 STARTTLS\r\n"
+                let more = if encrypted { "AUTH PLAIN LOGIN XOAUTH2" } else { "STARTTLS" };
+                let answer = format!(
+                    "250-{NAME} Hello [127.0.0.1]\r\n250-SIZE 157286400\r\n250-PIPELINING\r\n250-8BITMIME\r\n\
+                     250-CHUNKING\r\n250-ENHANCEDSTATUSCODES\r\n250 {more}\r\n"
+                );
+                wire.say(answer.as_bytes()).await?;
+                continue;
             }
             "STARTTLS" => {
                 wire.say(b"220 2.0.0 go on\r\n").await?;

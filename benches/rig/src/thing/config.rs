@@ -30,6 +30,7 @@ impl Setting<'_> {
         Ok(match thing {
             Thing::Direct => anyhow::bail!("nothing to start"),
             Thing::Pipe => self.pipe()?,
+            Thing::Gateway => self.gateway()?,
             Thing::Mailkey => self.mailkey(programs, "", "")?,
             Thing::MailkeyCold => self.mailkey(programs, "", ", warm-connections: 0")?,
             Thing::MailkeyClassic => self.mailkey(programs, ", post-quantum: false", "")?,
@@ -63,6 +64,15 @@ impl Setting<'_> {
             command.arg(format!("{port}:{upstream}"));
         }
         command.arg(format!("{}:{}", self.ports.https, self.upstream.https));
+        Ok(command)
+    }
+
+    fn gateway(&self) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("gateway")
+            .arg(self.authority)
+            .arg(format!("{}:{}", self.ports.https, self.upstream.https));
         Ok(command)
     }
 
