@@ -169,7 +169,11 @@ impl Run<'_> {
     fn things(&self) -> Vec<Thing> {
         let only = &self.settings.only;
         let usual = self.measure.things().iter().copied();
-        if only.is_empty() { usual.collect() } else { only.clone() }
+        if only.is_empty() {
+            return usual.collect();
+        }
+        let protocol = if self.measure == Measure::Ews { Protocol::Ews } else { Protocol::Imap };
+        only.iter().copied().filter(|thing| thing.speaks(protocol)).collect()
     }
 
     /// So many, or a hundredth of it in a smoke run.
