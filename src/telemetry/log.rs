@@ -1,15 +1,16 @@
 //! Log output by `tracing`: text for people, JSON for machines, to standard error.
 //!
 //! ```text
-//! sessions ──line──► queue (bounded) ──► a thread of its own ──► standard error
+//! sessions ──line──► one buffer (bounded) ──► a thread of its own ──► standard error
 //!                       └ full: the line is lost, and counted
 //! ```
 //!
-//! Never: waits. Whoever reads standard error may be slow, stopped or gone; no session notices.
+//! Never: waits, but for the moment that a line takes to be copied. Whoever reads standard error may be slow, stopped or
+//! gone; no session notices.
 
 use std::io;
-use std::sync::LazyLock;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -21,8 +22,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry};
 
-/// Lines that may wait to be written; a few hundred octets each.
-const QUEUE: usize = 4096;
+/// Lines that may wait to be written, in octets: a few thousand of them.
+const ROOM: usize = 1 << 20;
 
 /// Lines that come within this time are written together: under load, waking the thread costs more than a line does.
 const GATHERING: Duration = Duration::from_millis(20);
@@ -52,8 +53,8 @@ pub(super) type Beside = Box<dyn Layer<Registry> + Send + Sync>;
 /// The same, with another layer beside the log.
 pub(super) fn start_beside(beside: Option<Beside>, level: &str, json: bool) -> Result<Flush, String> {
     let filter = format!("warn,mailkey={level}").parse::<Targets>().map_err(|e| e.to_string())?;
-    let (sender, receiver) = sync_channel(QUEUE);
-    let queue = Queue(sender.clone());
+    let gathered = Arc::new(Gathering::default());
+    let queue = Queue(Arc::clone(&gathered));
     let registry = tracing_subscriber::registry();
     match beside {
         // one filter for everything costs less
@@ -63,9 +64,12 @@ pub(super) fn start_beside(beside: Option<Beside>, level: &str, json: bool) -> R
     .map_err(|e| e.to_string())?;
     std::thread::Builder::new()
         .name("log".to_owned())
-        .spawn(move || write(&receiver, &mut io::stderr()))
+        .spawn({
+            let gathered = Arc::clone(&gathered);
+            move || Writer::default().write(&gathered, &mut io::stderr())
+        })
         .map_err(|e| e.to_string())?;
-    Ok(Flush(sender))
+    Ok(Flush(gathered))
 }
 
 /// Makes lines of events, for whatever stands below.
@@ -84,37 +88,91 @@ where
 /// Waits, when dropped, until everything logged so far is written, but not for long.
 #[must_use = "what was logged last is lost if nobody waits for it"]
 #[derive(Debug)]
-pub struct Flush(SyncSender<Entry>);
+pub struct Flush(Arc<Gathering>);
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        const STEP: Duration = Duration::from_millis(20);
-        let (done, is_done) = sync_channel(1);
-        let mut entry = Entry::Flush(done);
-        let mut left = FLUSH_LIMIT;
-        while let Err(TrySendError::Full(back)) = self.0.try_send(entry) {
-            if left.is_zero() {
-                return;
-            }
-            std::thread::sleep(STEP);
-            left = left.saturating_sub(STEP);
-            entry = back;
-        }
         // an error means that the time is up, or that there is no thread any more
-        let _told: Result<(), _> = is_done.recv_timeout(left);
+        let _told: Result<(), _> = self.0.written().recv_timeout(FLUSH_LIMIT);
     }
 }
 
-#[derive(Debug)]
-enum Entry {
-    Line(Vec<u8>),
-    /// Everything before this is written: say so.
-    Flush(SyncSender<()>),
+/// What waits to be written. Lines stand behind one another in one buffer: no allocation for each, and no thread to wake
+/// but for the first.
+#[derive(Debug, Default)]
+struct Gathering {
+    batch: Mutex<Batch>,
+    /// The batch is no longer empty.
+    begun: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    lines: Vec<u8>,
+    /// Of lines.
+    count: u64,
+    /// Who waits until all of this is written.
+    waiting: Vec<SyncSender<()>>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.waiting.is_empty()
+    }
+}
+
+impl Gathering {
+    fn lock(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the batch, and wakes the thread where that began it.
+    fn change(&self, change: impl FnOnce(&mut Batch)) {
+        let mut batch = self.lock();
+        let was_empty = batch.is_empty();
+        change(&mut batch);
+        let begun = was_empty && !batch.is_empty();
+        drop(batch);
+        if begun {
+            self.begun.notify_one();
+        }
+    }
+
+    /// Takes one line, or loses it.
+    fn add(&self, line: &[u8]) {
+        self.change(|batch| {
+            if batch.lines.len() + line.len() > ROOM {
+                LOST.inc();
+                return;
+            }
+            batch.lines.extend_from_slice(line);
+            batch.count += 1;
+        });
+    }
+
+    /// Hears when everything so far is written.
+    fn written(&self) -> Receiver<()> {
+        let (done, is_done) = sync_channel(1);
+        self.change(|batch| batch.waiting.push(done));
+        is_done
+    }
+
+    /// Waits for a batch and takes it, in place of an empty one.
+    fn take(&self, empty: &mut Batch) {
+        let begun = self.begun.wait_while(self.lock(), |batch| batch.is_empty());
+        let mut batch = begun.unwrap_or_else(PoisonError::into_inner);
+        if batch.waiting.is_empty() {
+            drop(batch);
+            std::thread::sleep(GATHERING);
+            batch = self.lock();
+        }
+        std::mem::swap(&mut *batch, empty);
+    }
 }
 
 /// Where events become lines.
 #[derive(Clone, Debug)]
-struct Queue(SyncSender<Entry>);
+struct Queue(Arc<Gathering>);
 
 impl MakeWriter<'_> for Queue {
     type Writer = Self;
@@ -127,9 +185,7 @@ impl MakeWriter<'_> for Queue {
 impl io::Write for Queue {
     /// Takes one line, as `tracing` hands them over: whole.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.0.try_send(Entry::Line(line.to_vec())).is_err() {
-            LOST.inc();
-        }
+        self.0.add(line);
         Ok(line.len())
     }
 
@@ -139,51 +195,46 @@ impl io::Write for Queue {
 }
 
 /// The thread: writes what comes, and says how much was lost as soon as somebody reads again.
-fn write(entries: &Receiver<Entry>, out: &mut dyn io::Write) {
-    let mut told = 0;
-    let mut lines = Vec::new();
-    while let Ok(first) = entries.recv() {
-        if matches!(first, Entry::Line(_)) {
-            // a thread that sleeps need not be woken for each line
-            std::thread::sleep(GATHERING);
+#[derive(Default)]
+struct Writer {
+    batch: Batch,
+    /// How many lines are known to be lost, by the log itself.
+    told: u64,
+}
+
+impl Writer {
+    fn write(&mut self, gathering: &Gathering, out: &mut dyn io::Write) {
+        loop {
+            self.turn(gathering, out);
         }
-        let mut count = 0;
-        for entry in std::iter::once(first).chain(entries.try_iter().take(QUEUE)) {
-            match entry {
-                Entry::Line(line) => {
-                    lines.extend_from_slice(&line);
-                    count += 1;
-                }
-                Entry::Flush(done) => {
-                    put(out, &mut lines, std::mem::take(&mut count));
-                    let _heard: Result<(), _> = done.try_send(());
-                }
-            }
+    }
+
+    /// One batch; how many waited for it.
+    fn turn(&mut self, gathering: &Gathering, out: &mut dyn io::Write) -> usize {
+        gathering.take(&mut self.batch);
+        let Batch { lines, count, waiting } = &mut self.batch;
+        let is_taken = out.write_all(lines).is_ok();
+        if !is_taken {
+            LOST.inc_by(*count);
         }
-        if !put(out, &mut lines, count) {
-            continue;
+        let some = std::mem::take(count) > 0;
+        lines.clear();
+        lines.shrink_to(MOST_KEPT);
+        let waited = waiting.len();
+        for done in waiting.drain(..) {
+            let _heard: Result<(), _> = done.try_send(());
         }
         let lost = LOST.get();
-        if lost > told {
-            told = lost;
+        if is_taken && some && lost > self.told {
+            self.told = lost;
             tracing::warn!(
                 lost,
                 remedy = "have whatever reads standard error read faster, or set `log.level: warn`",
                 "lines of the log were lost since the start: nobody read them in time"
             );
         }
+        waited
     }
-}
-
-/// Writes so many lines at once; whether there were any and somebody took them.
-fn put(out: &mut dyn io::Write, lines: &mut Vec<u8>, count: u64) -> bool {
-    let is_taken = out.write_all(lines).is_ok();
-    if !is_taken {
-        LOST.inc_by(count);
-    }
-    lines.clear();
-    lines.shrink_to(MOST_KEPT);
-    is_taken && count > 0
 }
 
 #[cfg(test)]
@@ -207,37 +258,45 @@ mod tests {
 
     #[test]
     fn a_full_queue_loses_and_counts_and_never_waits() {
-        let (sender, receiver) = sync_channel(2);
-        let mut queue = Queue(sender);
+        let gathering = Arc::new(Gathering::default());
+        let mut queue = Queue(Arc::clone(&gathering));
         let before = LOST.get();
-        for number in 0..5 {
-            queue.write_all(format!("{number}\n").as_bytes()).unwrap();
+        let half = vec![b'x'; ROOM / 2];
+        for _ in 0..5 {
+            queue.write_all(&half).unwrap();
         }
-        assert!(LOST.get() >= before + 3, "{}", LOST.get());
-        drop(queue);
+        queue.write_all(b"one that fits no more\n").unwrap();
+        assert!(LOST.get() >= before + 4, "{}", LOST.get());
+        let mut writer = Writer::default();
         let mut out = Vec::new();
-        write(&receiver, &mut out);
-        assert_eq!(out, b"0\n1\n");
-        let (sender, receiver) = sync_channel(2);
-        Queue(sender).write_all(b"unread\n").unwrap();
+        writer.turn(&gathering, &mut out);
+        assert!(out.len() == ROOM && out.iter().all(|octet| *octet == b'x'), "{}", out.len());
+        queue.write_all(b"there is room again\n").unwrap();
+        writer.turn(&gathering, &mut out);
+        assert!(out.ends_with(b"there is room again\n"));
+        queue.write_all(b"unread\n").unwrap();
         let before = LOST.get();
-        write(&receiver, &mut Gone);
+        writer.turn(&gathering, &mut Gone);
         assert!(LOST.get() > before, "what standard error does not take is lost, too");
+        assert!(writer.batch.lines.capacity() <= MOST_KEPT, "a burst gives its room back");
     }
 
     #[test]
     fn the_end_waits_for_what_was_logged_but_not_for_ever() {
-        let (sender, receiver) = sync_channel(8);
-        Queue(sender.clone()).write_all(b"last words\n").unwrap();
-        let thread = std::thread::spawn(move || {
-            let mut out = Vec::new();
-            write(&receiver, &mut out);
-            out
+        let gathering = Arc::new(Gathering::default());
+        Queue(Arc::clone(&gathering)).write_all(b"last words\n").unwrap();
+        let thread = std::thread::spawn({
+            let gathering = Arc::clone(&gathering);
+            move || {
+                let (mut writer, mut out) = (Writer::default(), Vec::new());
+                while writer.turn(&gathering, &mut out) == 0 {}
+                out
+            }
         });
-        drop(Flush(sender));
+        drop(Flush(gathering));
         assert_eq!(thread.join().unwrap(), b"last words\n");
-        let (stuck, _receiver) = sync_channel(1);
-        Queue(stuck.clone()).write_all(b"nobody reads\n").unwrap();
+        let stuck = Arc::new(Gathering::default());
+        Queue(Arc::clone(&stuck)).write_all(b"nobody writes\n").unwrap();
         drop(Flush(stuck));
     }
 }
