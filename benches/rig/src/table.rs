@@ -63,7 +63,7 @@ fn columns(measure: &str) -> Vec<Column> {
         "start" => vec![
             ("start.ms", "start to listening, ms", 1),
             ("rest.mib", "memory at rest, MiB", 1),
-            ("binary.mb", "program, stripped, MB", 1),
+            ("binary.mb", "program, stripped, MB", 2),
         ],
         "ews" => vec![
             ("keep.per_cpu_s", "kept connection, requests/CPU s", 0),

@@ -115,7 +115,12 @@ fn judge(results: &Results, goal: &Goal) -> Option<(String, String, bool)> {
     let (factor, peers, sign) = match goal.bound {
         AtMost(bound) => {
             let decimals = if bound.fract() == 0.0 { 0 } else { 2 };
-            let shown = if figure.fract() == 0.0 { 0 } else { 1 };
+            // one that is close to its bound is not rounded up to it
+            let shown = match (figure - bound).abs() / bound {
+                _ if figure.fract() == 0.0 => 0,
+                0.01.. => 1,
+                _ => 2,
+            };
             let wanted = format!("≤ {}", grouped(bound, decimals));
             return Some((wanted, grouped(figure, shown), figure <= bound));
         }
