@@ -166,6 +166,7 @@ impl Run<'_> {
         self.settings.rounds.unwrap_or(if self.settings.smoke { 1 } else { self.measure.rounds() })
     }
 
+    /// Those that are measured: they speak the protocol that it is about.
     fn things(&self) -> Vec<Thing> {
         let only = &self.settings.only;
         let usual = self.measure.things().iter().copied();
@@ -205,10 +206,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// All of them that speak it, up.
-    fn start_all(&self, protocol: Protocol) -> Result<Vec<Running>> {
-        let things = self.things().into_iter().filter(|thing| thing.speaks(protocol));
-        things.map(|thing| self.ground.start(thing)).collect()
+    /// All of them, up.
+    fn start_all(&self) -> Result<Vec<Running>> {
+        self.things().into_iter().map(|thing| self.ground.start(thing)).collect()
     }
 
     /// Every round, each of them; who comes first changes by round. Where one does not get through, that is a remark,

@@ -11,7 +11,7 @@ const MAIL: [(Protocol, &str); 3] =
 
 /// Connect, sign in, sign out, the token in hand; 8 at a time.
 pub(super) fn logins(run: &mut Run<'_>) -> Result<()> {
-    let mut subjects = run.start_all(Protocol::Imap)?;
+    let mut subjects = run.start_all()?;
     for (protocol, name) in MAIL.into_iter().chain([(Protocol::Submission, "submission")]) {
         for subject in subjects.iter().filter(|subject| subject.thing.speaks(protocol)) {
             run.warm_up(subject, protocol)?;
@@ -39,7 +39,7 @@ pub(super) fn logins(run: &mut Run<'_>) -> Result<()> {
 
 /// Messages of 8 MiB on 4 connections.
 pub(super) fn bulk(run: &mut Run<'_>) -> Result<()> {
-    let mut subjects = run.start_all(Protocol::Imap)?;
+    let mut subjects = run.start_all()?;
     for subject in &subjects {
         for (protocol, _) in MAIL {
             run.warm_up(subject, protocol)?;
@@ -74,7 +74,7 @@ fn note_bulk(run: &mut Run<'_>, subject: &Running, name: &str, cpu: f64, octets:
 
 /// GetItem with an answer of 2 KiB, on kept and on new connections; answers of 64 MiB.
 pub(super) fn ews(run: &mut Run<'_>) -> Result<()> {
-    let mut subjects = run.start_all(Protocol::Ews)?;
+    let mut subjects = run.start_all()?;
     for subject in &subjects {
         subject.bear_well(
             Protocol::Ews,
@@ -105,7 +105,7 @@ pub(super) fn ews(run: &mut Run<'_>) -> Result<()> {
 
 /// Logins by how many at a time, and by how many accounts, each with its own entry and token.
 pub(super) fn growth(run: &mut Run<'_>) -> Result<()> {
-    let mut subjects = run.start_all(Protocol::Imap)?;
+    let mut subjects = run.start_all()?;
     for subject in &subjects {
         run.warm_up(subject, Protocol::Imap)?;
     }

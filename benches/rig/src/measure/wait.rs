@@ -11,7 +11,7 @@ use crate::thing::{Load, Running, Thing};
 
 /// NOOP on 1 session and on 200, all things signed in before the first round.
 pub(super) fn latency(run: &mut Run<'_>) -> Result<()> {
-    let subjects = run.start_all(Protocol::Imap)?;
+    let subjects = run.start_all()?;
     for (name, sessions, per_second) in [("one", 1, 500), ("many", 200, 1000)] {
         let time = if run.settings.smoke { Duration::from_millis(50) } else { Duration::from_millis(1500) };
         let mut loads = Vec::new();

@@ -116,11 +116,8 @@ fn judge(results: &Results, goal: &Goal) -> Option<(String, String, bool)> {
         AtMost(bound) => {
             let decimals = if bound.fract() == 0.0 { 0 } else { 2 };
             // one that is close to its bound is not rounded up to it
-            let shown = match (figure - bound).abs() / bound {
-                _ if figure.fract() == 0.0 => 0,
-                0.01.. => 1,
-                _ => 2,
-            };
+            let is_close = (figure - bound).abs() < bound / 100.0;
+            let shown = if figure.fract() == 0.0 { 0 } else { 1 + usize::from(is_close) };
             let wanted = format!("≤ {}", grouped(bound, decimals));
             return Some((wanted, grouped(figure, shown), figure <= bound));
         }
