@@ -53,8 +53,8 @@ pub(super) type Beside = Box<dyn Layer<Registry> + Send + Sync>;
 /// The same, with another layer beside the log.
 pub(super) fn start_beside(beside: Option<Beside>, level: &str, json: bool) -> Result<Flush, String> {
     let filter = format!("warn,mailkey={level}").parse::<Targets>().map_err(|e| e.to_string())?;
-    let gathered = Arc::new(Gathering::default());
-    let queue = Queue(Arc::clone(&gathered));
+    let gathering = Arc::new(Gathering::default());
+    let queue = Queue(Arc::clone(&gathering));
     let registry = tracing_subscriber::registry();
     match beside {
         // one filter for everything costs less
@@ -65,11 +65,11 @@ pub(super) fn start_beside(beside: Option<Beside>, level: &str, json: bool) -> R
     std::thread::Builder::new()
         .name("log".to_owned())
         .spawn({
-            let gathered = Arc::clone(&gathered);
-            move || Writer::default().write(&gathered, &mut io::stderr())
+            let gathering = Arc::clone(&gathering);
+            move || Writer::default().write(&gathering, &mut io::stderr())
         })
         .map_err(|e| e.to_string())?;
-    Ok(Flush(gathered))
+    Ok(Flush(gathering))
 }
 
 /// Makes lines of events, for whatever stands below.
